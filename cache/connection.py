@@ -1,0 +1,145 @@
+"""Connections to a cache file: made safe, and never to a file that is not ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+from ..errors import CacheError
+from . import schema
+
+#: Seconds to wait for another process's transaction.
+BUSY_TIMEOUT = 5.0
+
+_REASONS = {
+    sqlite3.SQLITE_BUSY: "is locked by another process: wait for it, or end it",
+    sqlite3.SQLITE_LOCKED: "is locked by another process: wait for it, or end it",
+    sqlite3.SQLITE_FULL: "could not be written, the disk is full: make room",
+    sqlite3.SQLITE_READONLY: "could not be written: make it and its folder writable",
+    sqlite3.SQLITE_CANTOPEN: "could not be opened: make it and its folder writable",
+    sqlite3.SQLITE_PERM: "could not be opened: make it and its folder writable",
+    sqlite3.SQLITE_CORRUPT: "is damaged: delete it to start afresh",
+    sqlite3.SQLITE_NOTADB: "is not a cache file of clkiln: name another one",
+    sqlite3.SQLITE_IOERR: "met an input/output error: check the disk",
+}
+
+
+def reason(error: BaseException) -> str:
+    """What happened and what to do, to be read after the file's name."""
+    if isinstance(error, CacheError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"could not be opened: {error.strerror or error}"
+    # The low byte is the primary code; the rest tells cases apart that need the same answer.
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    known = _REASONS.get(code)
+    return f"{known} ({error})" if known else f"could not be used ({error})"
+
+
+def fault(path: Path | None, error: BaseException) -> CacheError:
+    """``error`` as the one line that a user reads."""
+    return CacheError(f"the cache {path or 'in memory'} {reason(error)}")
+
+
+def busy(error: sqlite3.Error) -> bool:
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def connect(path: Path, *, write: bool) -> sqlite3.Connection:
+    """A connection to our file at ``path``; with ``write`` the file is made or brought up to date.
+
+    Raises :class:`CacheError` for every fault; a foreign file or one of a newer schema is then as
+    it was, byte for byte.
+    """
+    try:
+        if sqlite3.sqlite_version_info < schema.OLDEST_SQLITE:
+            raise CacheError(f"needs SQLite 3.37, Python's is {sqlite3.sqlite_version}")
+        _inspect(path, write=write)
+        return _connect(path, write=write)
+    except (sqlite3.Error, OSError, CacheError) as error:
+        raise fault(path, error) from error
+
+
+def connect_memory() -> sqlite3.Connection:
+    """A connection to an empty store of the latest schema that ends with the process."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    schema.migrate(connection)
+    return connection
+
+
+def writable(path: Path) -> bool:
+    """Whether the file can be written, and its folder, where SQLite puts the rollback journal."""
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def _inspect(path: Path, *, write: bool) -> None:
+    """See that there is a file of ours or, to write, an empty one. Raises for whatever else."""
+    if path.parts[:1] == ("~",):
+        raise CacheError("has no folder, as there is no home folder: set CLKILN_CACHE_DIR")
+    if not os.path.lexists(path):
+        if not write:
+            raise CacheError("does not exist: run `clkiln tune` to make it")
+        _create(path)
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise CacheError("is not a file: name another one")
+    if status.st_size > 0:
+        _probe(path)
+    elif not write:
+        raise CacheError("is empty: run `clkiln tune` to fill it")
+
+
+def _create(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # SQLite would make it readable for everybody. The file is never opened like this once it is
+    # there (another process may be quicker): closing any descriptor of a file drops all POSIX
+    # locks that this process has on it, those of other connections included.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _probe(path: Path) -> None:
+    """Read the header without a lock and without touching a journal that lies beside the file.
+
+    An ordinary connection would roll back a journal that a killed writer left, which changes the
+    file; this one cannot change anything, so what is not ours stays as it is.
+    """
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+    try:
+        application, version = schema.identity(connection)
+        # Empty by now: another process has rolled back what a killed one had begun to write.
+        if os.path.getsize(path) > 0:
+            schema.check_identity(application, version)
+    finally:
+        connection.close()
+
+
+def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
+    # Readers get mode=rw as well: after a kill, only who may write can roll the journal back.
+    # query_only then keeps their statements from changing anything.
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=BUSY_TIMEOUT,
+        isolation_level=None,
+    )
+    try:
+        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+        if not write:
+            connection.execute("PRAGMA query_only = ON")
+        application, version = schema.identity(connection)
+        # Zero is also what an interrupted first migration leaves, rolled back by the line above.
+        if write and version < schema.latest():
+            schema.migrate(connection)
+        else:
+            schema.check_current(application, version)
+        schema.check_tables(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,229 @@
+"""What a warm start needs from a cache file: reads that cannot fail, with the standard library.
+
+Every fault in the file is a miss and one warning. sqlite-utils is not imported here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from . import codec, schema
+from .connection import busy, reason
+from .rows import BestRow, BinaryRow, DriverRow, RunRow, TrialRow
+
+T = TypeVar("T")
+Warn = Callable[[str], None]
+
+#: Milliseconds to wait for a lock once one wait was in vain: a start does not add such waits up.
+_IMPATIENT = 50
+
+
+def python_warning(text: str) -> None:
+    """Where warnings go if the caller names no other place."""
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+class Reader:
+    """The reading half of :class:`~clkiln.cache.store.Store`; see there."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        path: Path | None,
+        warn: Warn,
+        *,
+        write: bool = True,
+        tolerant: bool = False,
+    ) -> None:
+        """``path`` is None in memory; ``tolerant`` makes writes that fail a warning, too."""
+        self._connection = connection
+        self._path = path
+        self._warn = warn
+        self._write_allowed = write
+        self._tolerant = tolerant
+        self._warned: set[str] = set()
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None for a store in memory."""
+        return self._path
+
+    # -- what a start reads --------------------------------------------------------------------
+
+    def best(self, workload: str, driver: str, digest: str) -> BestRow | None:
+        """The chosen configuration under exactly this driver and kernel."""
+        where = "WHERE workload = ? AND driver = ? AND digest = ?"
+        return _first(self._rows(BestRow, where, workload, driver, digest))
+
+    def best_of_other_driver(self, workload: str, digest: str, driver: str) -> BestRow | None:
+        """The latest choice under any driver but ``driver``: a candidate to time again."""
+        where = "WHERE workload = ? AND digest = ? AND driver <> ?"
+        latest_first = "ORDER BY updated DESC, rowid DESC LIMIT 1"
+        return _first(self._rows(BestRow, f"{where} {latest_first}", workload, digest, driver))
+
+    def get_binaries(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """The payloads of those ``keys`` that the file has, in one query.
+
+        A payload whose digest over key and payload does not match is left out and dropped from the
+        file; a warning counts them.
+        """
+        found: dict[str, bytes] = {}
+        refused: list[tuple[Any, Any, Any]] = []
+        sql = (
+            "SELECT key, sha256, payload FROM binaries"
+            " WHERE key IN (SELECT value FROM json_each(?))"
+        )
+        for key, sha256, payload in self._select(sql, (codec.to_json(list(keys)),), tuple):
+            if _sealed(key, sha256, payload):
+                found[key] = payload
+            else:
+                refused.append((key, sha256, payload))
+        if refused:
+            self._warn_once(
+                "binaries",
+                f"the cache {self._where} holds {len(refused)} damaged"
+                f" {'binary' if len(refused) == 1 else 'binaries'}: not used, to be compiled again",
+            )
+            self._discard(refused)
+        return found
+
+    def fact(self, name: str, *, driver: str = "") -> Any | None:
+        """The value last set; None if there is none."""
+        sql = "SELECT value FROM facts WHERE name = ? AND driver = ?"
+        return _first(self._select(sql, (name, driver), lambda v: codec.from_json(v[0])))
+
+    def trials(
+        self,
+        *,
+        workload: str | None = None,
+        driver: str | None = None,
+        digest: str | None = None,
+        status: str | None = None,
+    ) -> list[TrialRow]:
+        """Trials in the order they were made; each argument that is given narrows them."""
+        given = {"workload": workload, "driver": driver, "digest": digest, "status": status}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        where = " AND ".join(f"{name} = ?" for name in chosen) or "TRUE"
+        return self._rows(TrialRow, f"WHERE {where} ORDER BY id", *chosen.values())
+
+    # -- what reports read -----------------------------------------------------------------------
+
+    def drivers(self) -> list[DriverRow]:
+        """Every driver that something was tuned or compiled under, first seen first."""
+        return self._rows(DriverRow, "ORDER BY first_seen, rowid")
+
+    def best_rows(self, *, driver: str | None = None) -> list[BestRow]:
+        """Every choice, by workload; of one driver if it is given."""
+        where, args = _of_driver(driver)
+        return self._rows(BestRow, f"{where} ORDER BY workload, updated, rowid", *args)
+
+    def runs(self) -> list[RunRow]:
+        """Every run of the tuner, oldest first."""
+        return self._rows(RunRow, "ORDER BY id")
+
+    def binaries(self) -> list[BinaryRow]:
+        """Every binary without its bytes, by label."""
+        return self._rows(BinaryRow, "ORDER BY label, key")
+
+    def facts(self, driver: str | None = None) -> dict[tuple[str, str], Any]:
+        """``(name, driver)`` to value; of one driver if it is given ("" for those of none)."""
+        where, args = _of_driver(driver)
+        sql = f"SELECT name, driver, value FROM facts {where} ORDER BY name, driver"
+        rows = self._select(sql, args, lambda v: ((str(v[0]), str(v[1])), codec.from_json(v[2])))
+        return dict(rows)
+
+    def info(self) -> dict[str, Any]:
+        """What `clkiln cache info` shows, ready for JSON.
+
+        ``path`` (None in memory), ``persistent``, ``size`` of the file in bytes, ``schema``,
+        ``rows`` (table to count), ``binary_bytes``, ``drivers`` (driver, first_seen, info).
+        """
+        size = self._path.stat().st_size if self._path and self._path.exists() else 0
+        return {
+            "path": str(self._path) if self._path else None,
+            "persistent": self.persistent,
+            "size": size,
+            "schema": self._number("PRAGMA user_version"),
+            "rows": {t: self._number(f"SELECT count(*) FROM {t}") for t in schema.TABLES},
+            "binary_bytes": int(self._number("SELECT total(size) FROM binaries")),
+            "drivers": [
+                {"driver": d.driver, "first_seen": d.first_seen, "info": d.info}
+                for d in self.drivers()
+            ],
+        }
+
+    @property
+    def persistent(self) -> bool:
+        """Whether what is written outlives this process."""
+        return self._path is not None and self._write_allowed
+
+    # -- how ---------------------------------------------------------------------------------------
+
+    def _rows(self, kind: type[codec.R], tail: str, *args: Any) -> list[codec.R]:
+        sql = f"SELECT {codec.columns(kind)} FROM {codec.TABLE_OF[kind]} {tail}"
+        return self._select(sql, args, lambda values: codec.decode(kind, values))
+
+    def _number(self, sql: str) -> Any:
+        return _first(self._select(sql, (), lambda values: values[0])) or 0
+
+    def _select(
+        self, sql: str, args: Sequence[Any], decode: Callable[[Sequence[Any]], T]
+    ) -> list[T]:
+        """The rows up to a fault; a row that makes no sense is left out."""
+        found: list[T] = []
+        try:
+            for values in self._connection.execute(sql, args):
+                try:
+                    found.append(decode(values))
+                except ValueError as error:
+                    self._read_fault(f"is damaged: delete it to start afresh ({error})")
+        except sqlite3.ProgrammingError:
+            raise  # a closed store or a second thread: our caller's mistake, not the file's
+        except sqlite3.Error as error:
+            self._read_fault(reason(error))
+            self._lose_patience(error)
+        return found
+
+    def _read_fault(self, what: str) -> None:
+        text = f"the cache {self._where} {what}; what it does not give is worked out anew"
+        self._warn_once("read", text)
+
+    def _lose_patience(self, error: sqlite3.Error) -> None:
+        """After a wait in vain, wait no more, unless a write that must not be lost may follow."""
+        if busy(error) and (self._tolerant or not self._write_allowed):
+            self._connection.execute(f"PRAGMA busy_timeout = {_IMPATIENT}")
+
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self._warn(text)
+
+    @property
+    def _where(self) -> str:
+        return str(self._path or "in memory")
+
+    def _discard(self, binaries: list[tuple[Any, Any, Any]]) -> None:
+        """Drop damaged rows of ``(key, sha256, payload)``; a reader cannot."""
+
+
+def _of_driver(driver: str | None) -> tuple[str, tuple[str, ...]]:
+    return ("", ()) if driver is None else ("WHERE driver = ?", (driver,))
+
+
+def _first(rows: list[T]) -> T | None:
+    return rows[0] if rows else None
+
+
+def _sealed(key: Any, sha256: Any, payload: Any) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(sha256, str)
+        and isinstance(payload, bytes)
+        and sha256.isascii()  # compare_digest takes no other text
+        and hmac.compare_digest(sha256, codec.seal(key, payload))
+    )

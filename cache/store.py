@@ -1,0 +1,205 @@
+"""The store: one SQLite file with what was learnt about one device.
+
+Reads (``reader.py``) use the standard library alone; writes go through sqlite-utils over the same
+connection, each in a transaction of its own. When a method that writes has returned, its row
+survives the death of the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import CacheError
+from . import codec, schema
+from .connection import connect, connect_memory, fault, writable
+from .reader import Reader, Warn, python_warning
+from .rows import BestRow, DriverRow, RunRow, TrialRow
+from .transaction import immediate
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+T = TypeVar("T")
+
+
+class Store(Reader):
+    """A cache file, open; a context manager that closes it.
+
+    Reads never raise for what is wrong with the file: a fault is a miss and one warning. Writes
+    raise :class:`CacheError` (disk full, locked, not writable), except in a store that
+    :meth:`open_or_memory` gave: there they warn once and do nothing, and ids are then 0.
+
+    One thread uses a store, and no process that was forked from it.
+    """
+
+    _database: Database | None = None
+
+    @classmethod
+    def open(cls, path: Path, *, write: bool = True, warn: Warn = python_warning) -> Store:
+        """Open the file; to write, make folder (0700) and file (0600) where they are missing.
+
+        ``warn`` gets the warnings about unreadable content. Raises :class:`CacheError` if there is
+        no file to read, or if it is foreign, of a newer schema, damaged, locked or not writable.
+        """
+        return cls(connect(path, write=write), path, warn, write=write)
+
+    @classmethod
+    def open_or_memory(cls, path: Path, warn: Warn) -> Store:
+        """Open the file to write, or else to read, or else go on in memory; no fault raises.
+
+        One call of ``warn`` tells what is lost by that.
+        """
+        try:
+            if not path.exists() or writable(path):
+                return cls(connect(path, write=True), path, warn, tolerant=True)
+            store = cls(connect(path, write=False), path, warn, write=False, tolerant=True)
+            warn(f"the cache {path} cannot be written: it is read, and nothing new is kept")
+            return store
+        except (CacheError, OSError) as error:
+            text = error if isinstance(error, CacheError) else fault(path, error)
+            warn(f"{text}; going on without it, nothing is kept")
+            return cls(connect_memory(), None, warn, tolerant=True)
+
+    def close(self) -> None:
+        """Close the file; the store is of no use afterwards."""
+        self._connection.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- what is learnt ------------------------------------------------------------------------
+
+    def put_driver(self, row: DriverRow) -> None:
+        """Keep a driver's description. ``first_seen`` is set once; what is known is not written."""
+        record = codec.encode(row, first_seen=codec.now())
+        sql = "SELECT info FROM drivers WHERE driver = ?"
+        if self._select(sql, (record["driver"],), tuple) == [(record["info"],)]:
+            return
+
+        def put(database: Database) -> None:
+            table = database.table("drivers")
+            if table.count_where("driver = ?", [record["driver"]]):
+                table.update(record["driver"], {"info": record["info"]})
+            else:
+                table.insert(record)
+
+        self._write(put, None)
+
+    def add_trial(self, row: TrialRow) -> int:
+        """Keep a trial, failed or not; returns its id. Sets ``created``."""
+        return self._insert("trials", codec.encode(row, created=codec.now()))
+
+    def set_best(self, row: BestRow) -> None:
+        """Choose a configuration in place of the one before. Sets ``updated``."""
+        self._replace("best", codec.encode(row, updated=codec.now()))
+
+    def start_run(self, row: RunRow) -> int:
+        """Keep that a run of the tuner began; returns its id. Sets ``started``."""
+        return self._insert("runs", codec.encode(row, started=codec.now(), ended=None))
+
+    def finish_run(self, run: int, seconds: float, result: dict[str, Any]) -> None:
+        """Keep how a run ended. A run that was cleared meanwhile stays cleared. Sets ``ended``."""
+        values = (codec.now(), seconds, codec.to_json(result), run)
+        sql = "UPDATE runs SET ended = ?, seconds = ?, result = ? WHERE id = ?"
+        self._write(lambda database: database.execute(sql, values), None)
+
+    def put_binary(self, key: str, payload: bytes, *, label: str, driver: str) -> None:
+        """Keep a compiled program under ``key``, with a digest over key and payload."""
+        record = {
+            "key": key,
+            "label": label,
+            "size": len(payload),
+            "driver": driver,
+            "created": codec.now(),
+            "sha256": codec.seal(key, payload),
+            "payload": payload,
+        }
+        self._replace("binaries", record)
+
+    def set_fact(self, name: str, value: Any, *, driver: str = "") -> None:
+        """Keep a small value that JSON can hold. Raises ``TypeError`` for any other."""
+        text = codec.to_json(value)
+        record = {"name": name, "driver": driver, "value": text, "updated": codec.now()}
+        self._replace("facts", record)
+
+    def clear(self, *, binaries_only: bool) -> int:
+        """Delete all rows, or the binaries alone, and free their space; returns their number."""
+        tables = ("binaries",) if binaries_only else schema.TABLES
+
+        def empty(database: Database) -> int:
+            return sum(database.execute(f"DELETE FROM {table}").rowcount for table in tables)
+
+        removed = self._write(empty, 0)
+        if removed:
+            # The rows are gone by now: a file that stays large for want of room is no failure.
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("VACUUM")
+        return removed
+
+    # -- how ---------------------------------------------------------------------------------------
+
+    def _insert(self, table: str, record: dict[str, Any]) -> int:
+        def insert(database: Database) -> int:
+            key = database.table(table).insert(record, pk="id").last_pk
+            assert isinstance(key, int)  # both tables have an INTEGER PRIMARY KEY
+            return key
+
+        return self._write(insert, 0)
+
+    def _replace(self, table: str, record: dict[str, Any]) -> None:
+        self._write(lambda database: database.table(table).insert(record, replace=True), None)
+
+    def _discard(self, binaries: list[tuple[Any, Any, Any]]) -> None:
+        if not self._write_allowed:
+            return
+        # Not by key alone: another process may have put a sound binary there meanwhile.
+        sql = "DELETE FROM binaries WHERE key IS ? AND sha256 IS ? AND payload IS ?"
+
+        def drop(database: Database) -> None:
+            for binary in binaries:
+                database.execute(sql, binary)
+
+        # The read that found them must not fail for it; they are checked again at the next one.
+        with contextlib.suppress(CacheError):
+            self._write(drop, None)
+
+    def _write(self, action: Callable[[Database], T], lost: T) -> T:
+        """Do ``action`` in a transaction; ``lost`` is the answer where that fails and may."""
+        if not self._write_allowed:
+            if self._tolerant:
+                return lost
+            raise CacheError(f"the cache {self._where} is open for reading only")
+        try:
+            database = self._wrapped()
+            with immediate(self._connection):
+                return action(database)
+        except sqlite3.ProgrammingError:
+            raise  # a closed store or a second thread: our caller's mistake, not the file's
+        except sqlite3.Error as error:
+            if not self._tolerant:
+                raise fault(self._path, error) from error
+            self._warn_once("write", f"{fault(self._path, error)}; going on, this is not kept")
+            self._lose_patience(error)
+            return lost
+
+    def _wrapped(self) -> Database:
+        if self._database is None:
+            from sqlite_utils import Database  # slow to import, and a warm start only reads
+
+            # Somebody may have turned WAL on, which the SQLite in use may have a bug in.
+            self._connection.execute("PRAGMA journal_mode = DELETE")
+            self._database = Database(self._connection, execute_plugins=False)
+        return self._database

@@ -1,0 +1,176 @@
+"""One operation on one device: random inputs, tensors, launches, and the check against NumPy.
+
+The tuner runs every candidate through this, the engine what it has to verify before use, and the
+tests every kernel: there is one way to run a spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..kernels import SPECS
+from ..kernels.types import Argument, Array, Config, KernelSpec, Source, Workload
+from ..runtime.context import Context
+from ..runtime.launch import Launch
+from ..runtime.memory import Tensor
+from ..runtime.program import Program
+from .compare import Verdict, compare
+
+#: Elements behind every output that a kernel must leave alone.
+GUARD = 64
+
+
+def label_of(workload: Workload, config: Config) -> str:
+    """How messages name a configuration: ``gemv k=576 n=960 w=q4_1 {...}``."""
+    return f"{workload} {config}"
+
+
+def source_of(workload: Workload, config: Config) -> Source:
+    return SPECS[workload.op].source(workload, config)
+
+
+def poison(dtype: np.dtype[Any], count: int) -> Array:
+    """What outputs hold before a launch: NaN, or the smallest integer."""
+    if np.issubdtype(dtype, np.floating):
+        return np.full(count, np.nan, dtype)
+    return np.full(count, np.iinfo(dtype).min, dtype)
+
+
+class Bound:
+    """A launch together with the tensors it reads and writes, by argument name."""
+
+    def __init__(self, launch: Launch, tensors: Mapping[str, Tensor]) -> None:
+        self.launch, self.tensors = launch, dict(tensors)
+
+    def twin(self, names: set[str]) -> Bound:
+        """The same launch on copies of the tensors called ``names``, sharing the others."""
+        tensors = {n: t.copy() if n in names else t for n, t in self.tensors.items()}
+        launch = Launch(self.launch.program, list(tensors.values()), self.launch.geometry)
+        return Bound(launch, tensors)
+
+    def release(self) -> None:
+        for tensor in self.tensors.values():
+            tensor.release()
+
+
+class Operation:
+    """A workload on a context. Inputs and the reference are made once, from ``seed``."""
+
+    def __init__(self, context: Context, workload: Workload, *, seed: int = 0) -> None:
+        self.context, self.workload = context, workload
+        self.spec: KernelSpec = SPECS[workload.op]
+        self._rng = np.random.default_rng(seed)
+        self.inputs = self.spec.inputs(workload, self._rng)
+        self._reference: dict[str, Array] | None = None
+        self._packed: tuple[str, dict[str, Array]] | None = None
+
+    @property
+    def reference(self) -> dict[str, Array]:
+        if self._reference is None:
+            self._reference = self.spec.reference(self.workload, self.inputs)
+        return self._reference
+
+    def pack(self, config: Config) -> dict[str, Array]:
+        """Physical arrays for ``config``; the last layout's are kept."""
+        layout = self.spec.layout(self.workload, config) or ""
+        if self._packed is None or self._packed[0] != layout:
+            self._packed = (layout, self.spec.pack(self.workload, config, self.inputs))
+        return self._packed[1]
+
+    def bind(self, program: Program, config: Config) -> Bound:
+        """Fresh tensors, outputs poisoned and guarded, bound to a launch."""
+        return bind(self.context, self.workload, program, config, self.pack(config))
+
+    def verify(self, program: Program, config: Config, *, bound: Bound | None = None) -> Verdict:
+        """Launch once and compare with the reference, then once more at a smaller odd size."""
+        own = bound or self.bind(program, config)
+        try:
+            verdict = check(self.spec, self.workload, config, own, self.reference)
+        finally:
+            if bound is None:
+                own.release()
+        smaller = self._smaller()
+        if not verdict.ok or smaller is None:
+            return verdict
+        inputs = self.spec.inputs(smaller, self._rng)
+        arrays = self.spec.pack(smaller, config, inputs)
+        small = bind(self.context, smaller, program, config, arrays)
+        try:
+            second = check(
+                self.spec, smaller, config, small, self.spec.reference(smaller, inputs)
+            )
+        finally:
+            small.release()
+        message = f"at m={smaller.size('m')}: {second.message}" if second.message else ""
+        return Verdict(second.ok, max(verdict.error, second.error), message)
+
+    def _smaller(self) -> Workload | None:
+        """The workload with fewer tokens than its bucket holds; None where it has no bucket.
+
+        Not for big weights: their second set of random numbers would cost more than it shows.
+        """
+        sizes = dict(self.workload.items)
+        most = sizes.get("m", 1)
+        if not isinstance(most, int) or most < 2 or self.spec.bytes(self.workload) > 1 << 24:
+            return None
+        return self.workload.replace(m=int(self._rng.integers(1, most)))
+
+
+def bind(
+    context: Context,
+    workload: Workload,
+    program: Program,
+    config: Config,
+    arrays: Mapping[str, Array],
+) -> Bound:
+    """Allocate the arguments of ``workload``, fill them from ``arrays``, and bind a launch."""
+    spec = SPECS[workload.op]
+    tensors: dict[str, Tensor] = {}
+    try:
+        for argument in spec.arguments(workload, config):
+            tensors[argument.name] = _tensor(context, workload, argument, arrays)
+        launch = Launch(program, list(tensors.values()), spec.geometry(workload, config))
+    except BaseException:
+        for tensor in tensors.values():
+            tensor.release()
+        raise
+    return Bound(launch, tensors)
+
+
+def _tensor(
+    context: Context, workload: Workload, argument: Argument, arrays: Mapping[str, Array]
+) -> Tensor:
+    what = f"{workload}: {argument.name}"
+    if argument.role in ("output", "inout"):
+        dtype = np.dtype(argument.dtype)
+        count = int(np.prod(argument.shape))
+        content = poison(dtype, count + GUARD)
+        if argument.role == "inout":
+            content[:count] = arrays[argument.name].reshape(-1)
+        return context.upload(content, what=what)
+    return context.upload(arrays[argument.name], argument.memory, what=what)
+
+
+def check(
+    spec: KernelSpec,
+    workload: Workload,
+    config: Config,
+    bound: Bound,
+    reference: Mapping[str, Array],
+) -> Verdict:
+    """Launch ``bound`` once, compare its outputs with ``reference``, and look at the guards."""
+    bound.launch.enqueue()
+    bound.launch.program.context.finish()
+    raw: dict[str, Array] = {}
+    for argument in spec.arguments(workload, config):
+        if argument.role not in ("output", "inout"):
+            continue
+        flat = bound.tensors[argument.name].read()
+        count = int(np.prod(argument.shape))
+        if flat[count:].tobytes() != poison(flat.dtype, GUARD).tobytes():
+            return Verdict(False, float("inf"), f"{argument.name}: written past its end")
+        raw[argument.name] = flat[:count].reshape(argument.shape)
+    return compare(spec.outputs(workload, raw), reference, spec.tolerance(workload))

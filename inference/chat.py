@@ -1,0 +1,72 @@
+"""Chat templates: the Jinja program that a model file carries, run in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from ..errors import ModelError
+
+
+def render(
+    messages: Sequence[Mapping[str, Any]],
+    template: str | None,
+    *,
+    bos: str,
+    eos: str,
+    add_generation_prompt: bool = True,
+) -> str:
+    """The prompt text for ``messages`` (each with ``role`` and ``content``).
+
+    ``bos`` and ``eos`` are the tokens spelt out (``Tokenizer.bos_text``). Whitespace around blocks
+    is trimmed and helpers are there as in the ``transformers`` library, for which templates are
+    written. Raises ``ModelError`` where there is no template, or it is broken or refuses.
+    """
+    if not template:
+        raise ModelError("the model has no chat template; use --raw to pass the prompt as it is")
+    # Imported here: a raw prompt does not pay for it.
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _strftime_now
+    try:
+        return environment.from_string(template).render(
+            messages=[dict(message) for message in messages],
+            bos_token=bos,
+            eos_token=eos,
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            documents=None,
+        )
+    except _Refusal as error:
+        raise ModelError(f"the model's chat template refuses these messages: {error}") from error
+    except Exception as error:
+        # A template is a program from a file: it can raise anything.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"the model's chat template failed: {reason}; use --raw to pass the prompt as it is"
+        ) from error
+
+
+class _Refusal(Exception):
+    """A template called ``raise_exception``."""
+
+
+def _refuse(message: str) -> NoReturn:
+    raise _Refusal(" ".join(str(message).split()))
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    # Jinja's own filter escapes for HTML, which would put entities into prompts.
+    return json.dumps(value, ensure_ascii=False, indent=indent)

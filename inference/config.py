@@ -1,0 +1,290 @@
+"""What a model is, derived from its file: sizes, rotary style, norms, and nothing left unsaid.
+
+The names are those of the GGUF specification. A file that asks for arithmetic that clkiln does
+not do (a sliding window, scaled residuals, a tensor nobody here would apply) is refused by name:
+a model that loads computes what its file says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NoReturn, TypeGuard
+
+from ..errors import ModelError, UnsupportedModel
+from .gguf import GGUFFile, TensorInfo
+
+#: Element types of linear weights and of the embedding that there are kernels for.
+SUPPORTED_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")
+#: Element types of norms, biases and rotary factors.
+VECTOR_TYPES = ("f32", "f16")
+
+RopeStyle = Literal["interleaved", "half"]
+
+#: Architecture -> which elements the rotary embedding pairs: neighbours (2i, 2i+1), as llama's
+#: query and key rows are permuted when a GGUF is written, or the two halves (i, i + dim/2).
+_ROPE_STYLES: dict[str, RopeStyle] = {"llama": "interleaved", "qwen2": "half"}
+
+#: Keys (after the architecture) that change the arithmetic, and the values that change nothing.
+_NEUTRAL: dict[str, tuple[float, ...]] = {
+    "expert_count": (0,),
+    "attention.causal": (1,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "rope.scaling.attn_factor": (0, 1),
+    "use_parallel_residual": (0,),
+}
+
+#: Tensors that old converters wrote and that carry nothing a decoder reads.
+_IGNORED_SUFFIXES = (".attn_rot_embd.weight", ".rope.freqs")
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and constants of a decoder. A linear weight's shape is (outputs, inputs).
+
+    ``rope_scale`` divides positions (linear scaling; 1 is none), ``rope_factors`` says that
+    ``rope_freqs.weight`` (``[rope_dim / 2]``, f32) divides the frequencies as well.
+    ``temperature``, ``top_k`` and ``top_p`` are the file's own sampling defaults, or None.
+    """
+
+    architecture: str
+    name: str
+    n_layers: int
+    hidden: int
+    intermediate: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab: int
+    context_length: int
+    rope_theta: float
+    rope_style: RopeStyle
+    rope_dim: int
+    rope_scale: float
+    rope_factors: bool
+    rms_eps: float
+    tied: bool
+    qkv_bias: bool
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    digest: str
+
+    @property
+    def q_dim(self) -> int:
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        return self.n_kv_heads * self.head_dim
+
+    @classmethod
+    def from_gguf(cls, file: GGUFFile) -> ModelConfig:
+        """Read the configuration and check every tensor against it.
+
+        Raises ``UnsupportedModel`` for a sound file with something clkiln lacks, ``ModelError``
+        for a key or tensor that is missing or contradicts another.
+        """
+        return _Builder(file).build()
+
+
+class _Builder:
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+        self.architecture = self.text("general.architecture")
+        if self.architecture not in _ROPE_STYLES:
+            known = ", ".join(_ROPE_STYLES)
+            self.unsupported(f"architecture {self.architecture!r}; clkiln has {known}")
+
+    def build(self) -> ModelConfig:
+        self.refuse_other_arithmetic()
+        heads = self.size("attention.head_count")
+        hidden = self.size("embedding_length")
+        head_dim = self.head_dim(hidden, heads)
+        tensors = self.file.tensors
+        config = ModelConfig(
+            architecture=self.architecture,
+            name=self.text("general.name", self.file.path.stem),
+            n_layers=self.size("block_count"),
+            hidden=hidden,
+            intermediate=self.size("feed_forward_length"),
+            n_heads=heads,
+            n_kv_heads=self.size("attention.head_count_kv", heads),
+            head_dim=head_dim,
+            vocab=self.vocab(),
+            context_length=self.size("context_length"),
+            rope_theta=self.number("rope.freq_base", 10000.0),
+            rope_style=_ROPE_STYLES[self.architecture],
+            rope_dim=self.size("rope.dimension_count", head_dim),
+            rope_scale=self.rope_scale(),
+            rope_factors=_ROPE_FACTORS in tensors,
+            rms_eps=self.number("attention.layer_norm_rms_epsilon"),
+            tied="output.weight" not in tensors,
+            qkv_bias="blk.0.attn_q.bias" in tensors,
+            temperature=self.default("temp"),
+            top_k=None if (top_k := self.default("top_k")) is None else int(top_k),
+            top_p=self.default("top_p"),
+            digest=self.file.digest(),
+        )
+        self.check(config)
+        return config
+
+    # -- errors ------------------------------------------------------------------------------
+
+    def wrong(self, what: str) -> NoReturn:
+        raise ModelError(f"{self.file.path} is inconsistent: {what}")
+
+    def unsupported(self, what: str) -> NoReturn:
+        raise UnsupportedModel(f"{self.file.path}: unsupported {what}")
+
+    # -- typed look-ups ----------------------------------------------------------------------
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.file.metadata.get(key, default)
+        if not isinstance(value, str):
+            self.wrong(f"{key} is missing or no text")
+        return value
+
+    def key(self, name: str) -> str:
+        return f"{self.architecture}.{name}"
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A positive integer; an array, one for each layer, counts if all are the same."""
+        value = self.file.metadata.get(self.key(name), default)
+        if getattr(value, "ndim", 0) == 1 and value.size:
+            if (value != value[0]).any():
+                self.unsupported(f"{self.key(name)} that differs between layers")
+            value = value[0].item()
+        if type(value) is not int or value <= 0:
+            self.wrong(f"{self.key(name)} is {value!r}, not a positive integer")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self.file.metadata.get(self.key(name), default)
+        if not _is_number(value) or not math.isfinite(value) or value <= 0:
+            self.wrong(f"{self.key(name)} is {value!r}, not a positive number")
+        return float(value)
+
+    def option(self, name: str, default: float = 0) -> float:
+        """A number or flag that is usually absent; anything else is an option clkiln lacks."""
+        value = self.file.metadata.get(self.key(name), default)
+        if not isinstance(value, (bool, int, float)):
+            self.unsupported(f"model option {self.key(name)} (not one number)")
+        return value
+
+    def default(self, name: str) -> float | None:
+        """One of the file's sampling defaults; nonsense counts as none (it is only advice)."""
+        value = self.file.metadata.get(f"general.sampling.{name}")
+        valid = _is_number(value) and math.isfinite(value) and value >= 0
+        return float(value) if valid and (name != "top_p" or 0 < value <= 1) else None
+
+    # -- derived values ----------------------------------------------------------------------
+
+    def head_dim(self, hidden: int, heads: int) -> int:
+        default = hidden // heads if hidden % heads == 0 else None
+        keys = self.size("attention.key_length", default)
+        values = self.size("attention.value_length", default)
+        if keys != values:
+            self.unsupported(f"heads whose keys ({keys}) and values ({values}) differ in length")
+        return keys
+
+    def vocab(self) -> int:
+        embedding = self.file.tensors.get("token_embd.weight")
+        if embedding is None or len(embedding.shape) != 2:
+            self.wrong("the tensor token_embd.weight is missing or no matrix")
+        tokens = self.file.metadata.get("tokenizer.ggml.tokens")
+        if isinstance(tokens, tuple) and len(tokens) != embedding.shape[0]:
+            self.wrong(f"{len(tokens)} tokens, but {embedding.shape[0]} rows of token_embd.weight")
+        return embedding.shape[0]
+
+    def rope_scale(self) -> float:
+        kind = self.file.metadata.get(self.key("rope.scaling.type"), "linear")
+        if kind not in ("none", "linear"):
+            self.unsupported(f"rotary scaling {kind!r}; clkiln has none and linear")
+        old = self.file.metadata.get(self.key("rope.scale_linear"), 1.0)
+        factor = self.file.metadata.get(self.key("rope.scaling.factor"), old)
+        # Converters write 0 for "none".
+        if kind == "none" or (_is_number(factor) and factor == 0):
+            return 1.0
+        if not _is_number(factor) or not math.isfinite(factor) or factor < 0:
+            self.wrong(f"the rotary scaling factor is {factor!r}")
+        return float(factor)
+
+    # -- checks ------------------------------------------------------------------------------
+
+    def refuse_other_arithmetic(self) -> None:
+        for name, neutral in _NEUTRAL.items():
+            value = self.option(name, neutral[0])
+            if value not in neutral:
+                self.unsupported(f"model option {self.key(name)} = {value}")
+        window = self.option("attention.sliding_window")
+        # A window as long as the context hides nothing: it is off.
+        if window and window < self.size("context_length"):
+            self.unsupported(f"sliding-window attention (a window of {window:.0f} tokens)")
+
+    def check(self, config: ModelConfig) -> None:
+        if config.n_heads % config.n_kv_heads:
+            self.wrong(f"{config.n_heads} heads over {config.n_kv_heads} key-value heads")
+        if config.rope_dim % 2 or config.rope_dim > config.head_dim:
+            self.wrong(f"{config.rope_dim} rotary dimensions in heads of {config.head_dim}")
+        scale = self.option("attention.scale")
+        natural = 1 / math.sqrt(config.head_dim)
+        if scale != 0 and not math.isclose(scale, natural, rel_tol=1e-6):
+            self.unsupported(f"model option {self.key('attention.scale')} = {scale}")
+        expected = set()
+        for name, shape in tensor_shapes(config):
+            expected.add(name)
+            self.check_tensor(name, shape)
+        for name in self.file.tensors:
+            if name not in expected and not name.endswith(_IGNORED_SUFFIXES):
+                self.unsupported(f"tensor {name}: a {config.architecture} model has no use for it")
+
+    def check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
+        info: TensorInfo | None = self.file.tensors.get(name)
+        if info is None:
+            self.wrong(f"the tensor {name} is missing")
+        if info.shape != shape:
+            self.wrong(f"the tensor {name} has the shape {info.shape}, not {shape}")
+        types = SUPPORTED_TYPES if len(shape) == 2 else VECTOR_TYPES
+        if info.dtype not in types:
+            self.unsupported(f"type {info.dtype} of tensor {name}; clkiln has {', '.join(types)}")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return type(value) in (int, float)
+
+
+def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor that the decoder reads, with its shape; matrices are (outputs, inputs)."""
+    hidden, inner, q_dim, kv_dim = config.hidden, config.intermediate, config.q_dim, config.kv_dim
+    yield "token_embd.weight", (config.vocab, hidden)
+    yield "output_norm.weight", (hidden,)
+    if not config.tied:
+        yield "output.weight", (config.vocab, hidden)
+    if config.rope_factors:
+        yield _ROPE_FACTORS, (config.rope_dim // 2,)
+    layer: Mapping[str, tuple[int, ...]] = {
+        "attn_norm.weight": (hidden,),
+        "attn_q.weight": (q_dim, hidden),
+        "attn_k.weight": (kv_dim, hidden),
+        "attn_v.weight": (kv_dim, hidden),
+        "attn_output.weight": (hidden, q_dim),
+        "ffn_norm.weight": (hidden,),
+        "ffn_gate.weight": (inner, hidden),
+        "ffn_up.weight": (inner, hidden),
+        "ffn_down.weight": (hidden, inner),
+    }
+    biases = {"attn_q.bias": (q_dim,), "attn_k.bias": (kv_dim,), "attn_v.bias": (kv_dim,)}
+    for index in range(config.n_layers):
+        for name, shape in layer.items():
+            yield f"blk.{index}.{name}", shape
+        for name, shape in biases.items() if config.qkv_bias else ():
+            yield f"blk.{index}.{name}", shape

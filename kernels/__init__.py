@@ -1,0 +1,38 @@
+"""The operations. ``SPECS`` maps an operation's name to its :class:`~.types.KernelSpec`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .types import KernelSpec
+
+#: Every folder below this one that holds a ``spec.py``, and the class in it.
+OPERATIONS = MappingProxyType(
+    {
+        "add": "AddSpec",
+        "argmax": "ArgmaxSpec",
+        "attention_decode": "AttentionDecodeSpec",
+        "attention_prefill": "AttentionPrefillSpec",
+        "embedding": "EmbeddingSpec",
+        "gemm": "GemmSpec",
+        "gemv": "GemvSpec",
+        "rmsnorm": "RmsnormSpec",
+        "roof_fma": "RoofFmaSpec",
+        "roof_read": "RoofReadSpec",
+        "rope": "RopeSpec",
+        "softmax": "SoftmaxSpec",
+    }
+)
+
+
+def _load() -> dict[str, KernelSpec]:
+    """One spec object for each operation."""
+    return {
+        op: getattr(import_module(f".{op}.spec", __name__), name)() for op, name in OPERATIONS.items() if __import__('pathlib').Path(__file__).with_name(op).joinpath('spec.py').exists()
+    }
+
+
+SPECS: dict[str, KernelSpec] = _load()

@@ -1,0 +1,118 @@
+// Attention of one token to the positions 0 .. pos of the KV cache, pos = state[0].
+//
+//   HEADS, KV_HEADS, HEAD_DIM, SCALE      LX, V, KV_F16 | KV_F32
+//   G  query heads to a work-group, all of one KV head: they share its loads
+//   T  positions to a step, whose scores are exponentiated together
+//
+// Item i takes steps i, i + LX, ... with a softmax and an accumulator of its own (rescaled when the
+// largest score grows); at the end the items' parts are added up through local memory.
+#include "vec.clh"
+#include "reduce.clh"
+
+#define NV (HEAD_DIM / V)
+#if T == 1
+#define TF float
+#define TLOAD(p) (*(p))
+#else
+#define TF CAT(float, T)
+#define TLOAD(p) CAT(vload, T)(0, p)
+#define TSTORE(x, p) CAT(vstore, T)(x, 0, p)
+#endif
+
+__kernel REQD void attention_decode(__global const int *restrict state,
+                                    __global const float *restrict qkv,
+                                    __global const KV *restrict k_cache,
+                                    __global const KV *restrict v_cache,
+                                    __global float *restrict out) {
+  __local float scratch[LX];
+  const int item = get_local_id(0);
+  const int head = get_group_id(0) * G;
+  const int count = state[0] + 1;
+  k_cache += head / (HEADS / KV_HEADS) * HEAD_DIM;
+  v_cache += head / (HEADS / KV_HEADS) * HEAD_DIM;
+  qkv += head * HEAD_DIM;
+
+  VF q[G][NV], acc[G][NV];
+  float peak[G], sum[G];
+  for (int g = 0; g < G; ++g) {
+    for (int j = 0; j < NV; ++j) {
+      q[g][j] = VLOAD(g * NV + j, qkv) * SCALE;
+      acc[g][j] = 0.0f;
+    }
+    peak[g] = -INFINITY;
+    sum[g] = 0.0f;
+  }
+
+  for (int step = item * T; step < count; step += LX * T) {
+    float scores[G][T];
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+      // Past the end the last position stands in, and its score counts nothing.
+      __global const KV *k = k_cache + (size_t)min(step + t, count - 1) * (KV_HEADS * HEAD_DIM);
+      VF dot[G];
+#pragma unroll
+      for (int g = 0; g < G; ++g) dot[g] = 0.0f;
+#pragma unroll
+      for (int j = 0; j < NV; ++j) {
+        const VF x = KVLOAD(j, k);
+#pragma unroll
+        for (int g = 0; g < G; ++g) dot[g] = q[g][j] * x + dot[g];
+      }
+#pragma unroll
+      for (int g = 0; g < G; ++g) scores[g][t] = step + t < count ? vsum(dot[g]) : -INFINITY;
+    }
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      float most = peak[g];
+#pragma unroll
+      for (int t = 0; t < T; ++t) most = fmax(most, scores[g][t]);
+      const float shrink = exp(peak[g] - most);
+      peak[g] = most;
+#if T == 1
+      scores[g][0] = exp(scores[g][0] - most);
+#else
+      TSTORE(exp(TLOAD(scores[g]) - most), scores[g]);
+#endif
+      sum[g] *= shrink;
+#pragma unroll
+      for (int t = 0; t < T; ++t) sum[g] += scores[g][t];
+#pragma unroll
+      for (int j = 0; j < NV; ++j) acc[g][j] *= shrink;
+    }
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+      __global const KV *v = v_cache + (size_t)min(step + t, count - 1) * (KV_HEADS * HEAD_DIM);
+#pragma unroll
+      for (int j = 0; j < NV; ++j) {
+        const VF x = KVLOAD(j, v);
+#pragma unroll
+        for (int g = 0; g < G; ++g) acc[g][j] = scores[g][t] * x + acc[g][j];
+      }
+    }
+  }
+
+#if LX > 1
+  __local float parts[LX / 2 * HEAD_DIM];
+#endif
+  for (int g = 0; g < G; ++g) {
+    // An item without a position has peak -inf and weighs nothing.
+    const float weight = exp(peak[g] - group_max(peak[g], scratch));
+    const float scale = 1.0f / group_sum(sum[g] * weight, scratch);
+    for (int j = 0; j < NV; ++j) acc[g][j] *= weight * scale;
+#if LX > 1
+    for (int n = LX / 2; n > 0; n /= 2) {
+      barrier(CLK_LOCAL_MEM_FENCE);
+      if (item >= n && item < 2 * n) {
+        for (int j = 0; j < NV; ++j) VSTORE(acc[g][j], j * n + item - n, parts);
+      }
+      barrier(CLK_LOCAL_MEM_FENCE);
+      if (item < n) {
+        for (int j = 0; j < NV; ++j) acc[g][j] += VLOAD(j * n + item, parts);
+      }
+    }
+#endif
+    if (item == 0) {
+      for (int j = 0; j < NV; ++j) VSTORE(acc[g][j], (head + g) * NV + j, out);
+    }
+  }
+}

@@ -1,0 +1,101 @@
+// y[m, N] = x[m, K] W[N, K]^T for many tokens. A work-item owns TM tokens and TN row groups of R
+// rows (pairs of groups with SWIGLU): each weight is decoded once for TM tokens. Token tiles are the
+// fast dimension of the grid, so that one panel of W stays in the cache while all tokens meet it.
+//
+//   N rows   LX token tiles, LY row tiles to a work-group   BIAS   ADD (y += x W^T)
+//   SWIGLU (y = silu(gate) * up)   state[1] = m, the number of tokens
+#include "weights.clh"
+
+#ifdef SWIGLU
+#define P 2
+#else
+#define P 1
+#endif
+#define ACC (TN * P)
+#define OUT_GROUPS ((N + R - 1) / R)
+
+#define FOR_TOKENS _Pragma("unroll") for (int t = 0; t < TM; t++)
+
+__kernel __attribute__((reqd_work_group_size(LX, LY, 1)))
+void gemm(__global const int *restrict state, WEIGHT_ARGS(w), __global const float *restrict x,
+#ifdef BIAS
+          __global const float *restrict bias,
+#endif
+          __global float *restrict y) {
+  const int m = state[1];
+  const int first = get_global_id(0) * TM;
+  const size_t tile = get_global_id(1);
+  if (first >= m || tile * TN >= OUT_GROUPS) return;
+  // Past the last token the last one is computed again and not stored.
+  __global const float *row[TM];
+  FOR_TOKENS row[t] = x + (size_t)min(first + t, m - 1) * K;
+  VR acc[ACC][TM];
+#pragma unroll
+  for (int i = 0; i < ACC; i++) FOR_TOKENS acc[i][t] = (VR)(0.0f);
+
+  for (int b = 0; b < BLOCKS; b++) {
+    const int k = 32 * b;
+#pragma unroll
+    for (int i = 0; i < ACC; i++) {
+      // A group past the end reads the last one again: its result is not stored.
+      const size_t g = min(tile * ACC + i, (size_t)OUT_GROUPS * P - 1);
+#ifdef FLOATS
+      const int end = min(32, K - k);
+      for (int j = k; j < k + end; j++) {
+        const VR v = float_column(WEIGHT(w), g, j);
+        FOR_TOKENS acc[i][t] += v * row[t][j];
+      }
+#else
+      const VR d = block_scales(WEIGHT(w), g, b, 0);
+#ifdef NIBBLES
+#ifdef DTYPE_Q4_1
+      const VR low = block_scales(WEIGHT(w), g, b, 1);
+#else
+      const VR low = d * -8.0f;
+#endif
+      for (int j = 0; j < 16; j++) {
+        const UCHARS pair = nibble_pair(WEIGHT(w), g, b, j);
+        const VR v0 = TO_FLOAT(pair & (UCHARS)(15)) * d + low;
+        const VR v1 = TO_FLOAT(pair >> (UCHARS)(4)) * d + low;
+        FOR_TOKENS acc[i][t] += v0 * row[t][k + j];
+        FOR_TOKENS acc[i][t] += v1 * row[t][k + j + 16];
+      }
+#else
+      for (int j = k; j < k + 32; j++) {
+        const VR v = code_column(WEIGHT(w), g, j) * d;
+        FOR_TOKENS acc[i][t] += v * row[t][j];
+      }
+#endif
+#endif
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < TN; i++) {
+    const size_t g = tile * TN + i;
+    if (g >= OUT_GROUPS) continue;
+    FOR_TOKENS {
+      if (first + t >= m) continue;
+      VR v = acc[i * P + P - 1][t];
+#ifdef SWIGLU
+      const VR gate = acc[i * P][t];
+      v *= gate / ((VR)(1.0f) + exp(-gate));
+#endif
+      float out[R];
+      STORE(v, 0, out);
+      for (int r = 0; r < R; r++) {
+        const size_t n = g * R + r;
+        if (n >= N) continue;
+        const size_t at = (size_t)(first + t) * N + n;
+        float value = out[r];
+#ifdef BIAS
+        value += bias[n];
+#endif
+#ifdef ADD
+        value += y[at];
+#endif
+        y[at] = value;
+      }
+    }
+  }
+}

@@ -1,0 +1,86 @@
+"""Linear layer for many tokens: ``y[m, n] = x[m, k] W[n, k]^T`` (GEMM), bound by arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..linear import LinearSpec
+from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
+
+
+class GemmSpec(LinearSpec):
+    """Workload ``gemm bias fuse k m n w``; ``m`` is the largest number of tokens in a step.
+
+    The kernel reads the real number from ``state``; see also
+    :class:`~clkiln.kernels.linear.LinearSpec`.
+    """
+
+    op = "gemm"
+    file = "gemm/gemm.cl"
+
+    def tokens(self, workload: Workload) -> int:
+        return workload.size("m")
+
+    def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
+        return {
+            **self.layout_parameters(workload, variant),
+            "TM": (1, 2, 4, 6, 8, 12),  # tokens to a work-item
+            "TN": (1, 2),  # row groups to a work-item
+            "LX": (1, 2, 4, 8, 16),  # token tiles to a work-group
+            "LY": (1, 2, 4, 8, 16, 32),  # row tiles to a work-group
+        }
+
+    def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
+        pair = 2 if self.paired(workload) else 1
+        registers = config["TM"] * config["TN"] * pair * config["R"]
+        if registers > 512:
+            return f"accumulators {registers} > 512 floats"
+        if config["LX"] * config["LY"] > 256:
+            return f"work-group {config['LX'] * config['LY']} > 256 work-items"
+        m_tiles, n_tiles = self._tiles(workload, config)
+        if config["TM"] > 1 and config["TM"] >= 2 * workload.size("m"):
+            return f"TM {config['TM']} for {workload.size('m')} tokens"
+        if config["LX"] > 1 and config["LX"] >= 2 * m_tiles:
+            return f"LX {config['LX']} for {m_tiles} token tiles"
+        if config["LY"] > 1 and config["LY"] >= 2 * n_tiles:
+            return f"LY {config['LY']} for {n_tiles} row tiles"
+        return None
+
+    def _tiles(self, workload: Workload, config: Config) -> tuple[int, int]:
+        rows = config["TN"] * config["R"]
+        return -(-workload.size("m") // config["TM"]), -(-workload.size("n") // rows)
+
+    def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
+        variant, values = self.layout_values(workload, limits, layout)
+        tokens = 1 if workload.size("m") < 4 else 4
+        config = Config.of(variant, **values, TM=tokens, TN=1, LX=1, LY=1)
+        if limits.type == "cpu":
+            return config
+        wide = Config.of(variant, **values, TM=tokens, TN=1, LX=1, LY=32)
+        return wide if self.check(workload, wide, limits) is None else config
+
+    def kernel(self, workload: Workload, config: Config) -> str:
+        return "gemm"
+
+    def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
+        own = {name: config[name] for name in ("TM", "TN", "LX", "LY")}
+        return self.weight_defines(workload, config) | self.epilogue_defines(workload) | own
+
+    def geometry(self, workload: Workload, config: Config) -> Geometry:
+        return Geometry.cover(self._tiles(workload, config), (config["LX"], config["LY"]))
+
+    def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
+        state = Argument("state", "state", "int32", (4,))
+        weight = self.weight_arguments(workload, config)
+        return state, *weight, *self.tensor_arguments(workload)
+
+    def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
+        """As for GEMV, with a state whose number of tokens is the whole bucket."""
+        state = np.array([0, workload.size("m"), 0, 0], np.int32)
+        return {"state": state, **super().inputs(workload, rng)}
+
+    def outputs(self, workload: Workload, raw: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": raw["y"]}

@@ -1,0 +1,127 @@
+// y[n] = W[n, K] x[K], one token. A work-item owns G row groups of R rows (pairs of groups with
+// SWIGLU) and every KS-th block of columns; the KS partial sums meet in local memory.
+//
+//   N rows of y   LX row tiles to a work-group   KS ways to split K   G row groups to a work-item
+//   U unroll factor of a block   BIAS   ADD (y += W x)   SWIGLU (y = silu(gate) * up)
+#include "weights.clh"
+
+#ifdef SWIGLU
+#define P 2
+#else
+#define P 1
+#endif
+#define ACC (G * P)
+#define OUT_GROUPS ((N + R - 1) / R)
+
+// acc += block b of row group g times x.
+static inline VR add_block(VR acc, WEIGHT_ARGS(w), __global const float *restrict x, const size_t g,
+                    const int b, const float xsum) {
+  const int k = 32 * b;
+#ifdef FLOATS
+  const int end = min(32, K - k);
+#pragma unroll U
+  for (int j = 0; j < end; j++) acc += float_column(WEIGHT(w), g, k + j) * x[k + j];
+  return acc;
+#else
+  VR sum = (VR)(0.0f);
+#ifdef NIBBLES
+#pragma unroll U
+  for (int j = 0; j < 16; j++) {
+    const UCHARS pair = nibble_pair(WEIGHT(w), g, b, j);
+    sum += TO_FLOAT(pair & (UCHARS)(15)) * x[k + j];
+    sum += TO_FLOAT(pair >> (UCHARS)(4)) * x[k + j + 16];
+  }
+#else
+#pragma unroll U
+  for (int j = 0; j < 32; j++) sum += code_column(WEIGHT(w), g, k + j) * x[k + j];
+#endif
+  const VR d = block_scales(WEIGHT(w), g, b, 0);
+#ifdef DTYPE_Q4_0
+  sum -= (VR)(8.0f * xsum);
+#endif
+  acc += sum * d;
+#ifdef DTYPE_Q4_1
+  acc += block_scales(WEIGHT(w), g, b, 1) * xsum;
+#endif
+  return acc;
+#endif
+}
+
+static inline float block_sum(__global const float *restrict x, const int b) {
+#ifdef NIBBLES
+  const float16 both = vload16(2 * b, x) + vload16(2 * b + 1, x);
+  const float8 s8 = both.lo + both.hi;
+  const float4 s4 = s8.lo + s8.hi;
+  const float2 s2 = s4.lo + s4.hi;
+  return s2.x + s2.y;
+#else
+  return 0.0f;
+#endif
+}
+
+static inline void store_group(const size_t g, VR v, const VR gate,
+#ifdef BIAS
+                        __global const float *restrict bias,
+#endif
+                        __global float *restrict y) {
+#ifdef SWIGLU
+  v *= gate / ((VR)(1.0f) + exp(-gate));
+#endif
+  float out[R];
+  STORE(v, 0, out);
+  for (int r = 0; r < R; r++) {
+    const size_t row = g * R + r;
+    if (row < N) {
+      float value = out[r];
+#ifdef BIAS
+      value += bias[row];
+#endif
+#ifdef ADD
+      value += y[row];
+#endif
+      y[row] = value;
+    }
+  }
+}
+
+__kernel __attribute__((reqd_work_group_size(LX, KS, 1)))
+void gemv(WEIGHT_ARGS(w), __global const float *restrict x,
+#ifdef BIAS
+          __global const float *restrict bias,
+#endif
+          __global float *restrict y) {
+  const int tile = get_global_id(0);
+  const int part = get_local_id(1);
+  VR acc[ACC];
+#pragma unroll
+  for (int i = 0; i < ACC; i++) acc[i] = (VR)(0.0f);
+  for (int b = part; b < BLOCKS; b += KS) {
+    const float xsum = block_sum(x, b);
+#pragma unroll
+    for (int i = 0; i < ACC; i++) {
+      const size_t g = (size_t)tile * ACC + i;
+      if (g < OUT_GROUPS * P) acc[i] = add_block(acc[i], WEIGHT(w), x, g, b, xsum);
+    }
+  }
+#if KS > 1
+  __local float sums[KS][LX][ACC * R];
+#pragma unroll
+  for (int i = 0; i < ACC; i++) STORE(acc[i], i, sums[part][get_local_id(0)]);
+  barrier(CLK_LOCAL_MEM_FENCE);
+  if (part != 0) return;
+  for (int p = 1; p < KS; p++)
+#pragma unroll
+    for (int i = 0; i < ACC; i++) acc[i] += LOAD(i, sums[p][get_local_id(0)]);
+#endif
+#pragma unroll
+  for (int i = 0; i < G; i++) {
+    const size_t g = (size_t)tile * G + i;
+    if (g < OUT_GROUPS) {
+      store_group(g, acc[i * P + P - 1], acc[i * P],
+#ifdef BIAS
+                  bias,
+#endif
+                  y);
+    }
+  }
+}

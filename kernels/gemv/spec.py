@@ -1,0 +1,71 @@
+"""Linear layer for one token: ``y[n] = W[n, k] x[k]`` (GEMV), bound by reading W."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..linear import LinearSpec
+from ..types import Argument, Config, DeviceLimits, Geometry, Value, Variant, Workload
+
+
+class GemvSpec(LinearSpec):
+    """Workload ``gemv bias fuse k n w``; see :class:`~clkiln.kernels.linear.LinearSpec`."""
+
+    op = "gemv"
+    file = "gemv/gemv.cl"
+
+    def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
+        return {
+            **self.layout_parameters(workload, variant),
+            "LX": (1, 2, 4, 8, 16, 32),  # row tiles to a work-group
+            "KS": (1, 2, 4, 8, 16, 32),  # ways to split k within a work-group
+            "G": (1, 2, 4),  # row groups to a work-item
+            "U": (1, 4, 16),  # unroll factor within a block of columns
+        }
+
+    def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
+        blocks = -(-workload.size("k") // 32)
+        if config["KS"] > blocks:
+            return f"KS {config['KS']} > {blocks} blocks of columns"
+        tiles = self._tiles(workload, config)
+        if config["LX"] > 1 and config["LX"] >= 2 * tiles:
+            return f"LX {config['LX']} for {tiles} row tiles"
+        if config["LX"] * config["KS"] > 256:
+            return f"work-group {config['LX'] * config['KS']} > 256 work-items"
+        return None
+
+    def _tiles(self, workload: Workload, config: Config) -> int:
+        return -(-workload.size("n") // (config["R"] * config["G"]))
+
+    def local_memory(self, workload: Workload, config: Config) -> int:
+        if config["KS"] == 1:
+            return 0
+        pair = 2 if self.paired(workload) else 1
+        return 4 * config["KS"] * config["LX"] * config["G"] * pair * config["R"]
+
+    def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
+        variant, values = self.layout_values(workload, limits, layout)
+        split = 1
+        if limits.type != "cpu" and layout is None:
+            blocks = -(-workload.size("k") // 32)
+            while split < min(16, limits.max_work_group_size, blocks) // 2 * 2:
+                split *= 2
+            split = max(1, min(split, blocks))
+        config = Config.of(variant, **values, LX=1, KS=split, G=1, U=1)
+        if self.check(workload, config, limits) is None:
+            return config
+        return Config.of(variant, **values, LX=1, KS=1, G=1, U=1)
+
+    def kernel(self, workload: Workload, config: Config) -> str:
+        return "gemv"
+
+    def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
+        own = {name: config[name] for name in ("LX", "KS", "G", "U")}
+        return self.weight_defines(workload, config) | self.epilogue_defines(workload) | own
+
+    def geometry(self, workload: Workload, config: Config) -> Geometry:
+        local = (config["LX"], config["KS"])
+        return Geometry.cover((self._tiles(workload, config), config["KS"]), local)
+
+    def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
+        return *self.weight_arguments(workload, config), *self.tensor_arguments(workload)

@@ -1,0 +1,193 @@
+"""What the operations that read a weight matrix have in common: layouts, packing, variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .types import (
+    Argument,
+    Array,
+    Config,
+    DeviceLimits,
+    KernelSpec,
+    Value,
+    Variant,
+    Workload,
+)
+from .weights import BLOCK_BYTES, Layout, Matrix, pack
+
+#: Texels to a row of a folded image.
+WIDTHS = (2048, 8192)
+
+
+class WeightSpec(KernelSpec):
+    """An operation on a weight ``w`` of the workload's dtype, in any :class:`~.weights.Layout`.
+
+    Parameters of the layout, the same in every such operation: ``R`` rows interleaved, ``S`` bits
+    of a scale (quantised only), ``IW`` width of the image (image variant only).
+    """
+
+    variants = (
+        Variant("buffer", "buffer"),
+        Variant("image", "image", frozenset({"images"})),
+    )
+
+    def weight_shape(self, workload: Workload) -> tuple[int, int]:
+        """Rows and columns of the weight."""
+        return workload.size("n"), workload.size("k")
+
+    def paired(self, workload: Workload) -> bool:
+        return workload.tag("fuse", "none") == "swiglu"
+
+    def layout_parameters(
+        self, workload: Workload, variant: Variant
+    ) -> dict[str, tuple[Value, ...]]:
+        quantised = workload.tag("w") in BLOCK_BYTES
+        space: dict[str, tuple[Value, ...]] = {"R": (4, 8, 16)}
+        if quantised:
+            space["S"] = (16, 32)
+        if variant.kind == "image":
+            space["IW"] = WIDTHS
+            if quantised:
+                space["R"] = (16,)  # sixteen codes are one texel
+        return space
+
+    def layout_of(self, workload: Workload, config: Config) -> Layout:
+        image = self.variant(config.variant).kind == "image"
+        return Layout(
+            workload.tag("w"),
+            "image2d" if image else "buffer",
+            config["R"],
+            config["S"] if "S" in config else 0,
+            self.paired(workload),
+            config["IW"] if image else 0,
+        )
+
+    def layout(self, workload: Workload, config: Config) -> str:
+        return str(self.layout_of(workload, config))
+
+    def layout_values(
+        self, workload: Workload, limits: DeviceLimits, layout: str | None
+    ) -> tuple[str, dict[str, Value]]:
+        """Variant and layout parameters of the safe configuration, or of a given layout."""
+        quantised = workload.tag("w") in BLOCK_BYTES
+        if layout is None:
+            rows = 16 if limits.type == "cpu" else 4
+            return "buffer", {"R": rows, **({"S": 16} if quantised else {})}
+        parsed = Layout.parse(layout)
+        if parsed.dtype != workload.tag("w"):
+            raise ValueError(f"{workload} can't read layout {layout!r}")
+        values: dict[str, Value] = {"R": parsed.rows}
+        if quantised:
+            values["S"] = parsed.scale_bits
+        if parsed.memory == "image2d":
+            values["IW"] = parsed.width
+        return ("image" if parsed.memory == "image2d" else "buffer"), values
+
+    def weight_defines(self, workload: Workload, config: Config) -> dict[str, Value]:
+        layout = self.layout_of(workload, config)
+        rows, cols = self.weight_shape(workload)
+        defines: dict[str, Value] = {
+            f"DTYPE_{layout.dtype.upper()}": 1,
+            "R": layout.rows,
+            "K": cols,
+            "N": workload.size("n"),
+        }
+        if layout.memory == "image2d":
+            defines |= {"IMAGE": 1, "IW": layout.width}
+        if layout.scale_bits == 16:
+            defines["SCALE16"] = 1
+        return defines
+
+    def weight_arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
+        return self.layout_of(workload, config).arguments("w", *self.weight_shape(workload))
+
+    def pack(
+        self, workload: Workload, config: Config, inputs: Mapping[str, Any]
+    ) -> dict[str, Array]:
+        arrays = {
+            a.name: inputs[a.name]
+            for a in self.arguments(workload, config)
+            if a.role not in ("output", "weight")
+        }
+        parts = pack(inputs["w"], self.layout_of(workload, config))
+        return arrays | {f"w.{part}": array for part, array in parts.items()}
+
+    def weight_bytes(self, workload: Workload) -> int:
+        """Bytes of the weight as the file codes it: the least that can be read."""
+        rows, cols = self.weight_shape(workload)
+        dtype = workload.tag("w")
+        if dtype in BLOCK_BYTES:
+            return rows * cols // 32 * BLOCK_BYTES[dtype]
+        return rows * cols * (4 if dtype == "f32" else 2)
+
+
+class LinearSpec(WeightSpec):
+    """``y = x W^T``, with what is fused into it.
+
+    Workload: sizes ``n`` (columns of ``y``) and ``k``; tags ``w`` (dtype), ``bias`` (yes, no) and
+    ``fuse``: ``none``; ``add``, which adds to what ``y`` holds (the residual stream); ``swiglu``,
+    where ``W`` is gate rows over up rows, ``2n`` in all, and ``y = silu(gate) * up``.
+    """
+
+    def weight_shape(self, workload: Workload) -> tuple[int, int]:
+        n = workload.size("n")
+        return (2 * n if self.paired(workload) else n), workload.size("k")
+
+    def tokens(self, workload: Workload) -> int:
+        return 1
+
+    def epilogue_defines(self, workload: Workload) -> dict[str, Value]:
+        defines: dict[str, Value] = {}
+        if workload.tag("bias") == "yes":
+            defines["BIAS"] = 1
+        fuse = workload.tag("fuse")
+        if fuse != "none":
+            defines[fuse.upper()] = 1
+        return defines
+
+    def tensor_arguments(self, workload: Workload) -> tuple[Argument, ...]:
+        """Arguments behind the weight: x, the bias if there is one, y."""
+        n, k, m = workload.size("n"), workload.size("k"), self.tokens(workload)
+        arguments = [Argument("x", "input", "float32", (m, k))]
+        if workload.tag("bias") == "yes":
+            arguments.append(Argument("bias", "input", "float32", (n,)))
+        role = "inout" if workload.tag("fuse") == "add" else "output"
+        return *arguments, Argument("y", role, "float32", (m, n))
+
+    def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
+        n, k, m = workload.size("n"), workload.size("k"), self.tokens(workload)
+        rows, cols = self.weight_shape(workload)
+        inputs: dict[str, Any] = {
+            "w": Matrix.random(workload.tag("w"), rows, cols, rng),
+            "x": rng.standard_normal((m, k), dtype=np.float32),
+        }
+        if workload.tag("bias") == "yes":
+            inputs["bias"] = rng.standard_normal(n, dtype=np.float32)
+        if workload.tag("fuse") == "add":
+            inputs["y"] = rng.standard_normal((m, n), dtype=np.float32)
+        return inputs
+
+    def reference(self, workload: Workload, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        y = inputs["w"].times(inputs["x"])
+        fuse = workload.tag("fuse")
+        if fuse == "swiglu":
+            gate, up = np.split(y, 2, axis=-1)
+            y = gate / (1 + np.exp(-gate)) * up
+        if workload.tag("bias") == "yes":
+            y = y + inputs["bias"]
+        if fuse == "add":
+            y = y + inputs["y"]
+        return {"y": y}
+
+    def flops(self, workload: Workload) -> int:
+        rows, cols = self.weight_shape(workload)
+        return 2 * rows * cols * self.tokens(workload)
+
+    def bytes(self, workload: Workload) -> int:
+        n, k, m = workload.size("n"), workload.size("k"), self.tokens(workload)
+        writes = n * m * (2 if workload.tag("fuse") == "add" else 1)
+        return self.weight_bytes(workload) + 4 * (k * m + writes)

@@ -1,0 +1,88 @@
+"""How the report writes numbers and names, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+from ..kernels.types import Config
+
+MISSING = "-"
+
+
+def _scaled(value: float, step: float, units: tuple[str, ...]) -> str:
+    for unit in units[:-1]:
+        # Three digits are shown, so 999.6 already rounds into the next unit.
+        if abs(value) < step - 0.5:
+            return f"{_three_digits(value)} {unit}"
+        value /= step
+    return f"{_three_digits(value)} {units[-1]}"
+
+
+def _three_digits(value: float) -> str:
+    if abs(value) >= 99.95:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
+
+
+def duration(seconds: float | None, micro: str = "us") -> str:
+    """Seconds as people read them: ``12.3 us``, ``4.56 ms``, ``3 min 20 s``."""
+    if seconds is None:
+        return MISSING
+    if seconds <= 0:
+        return "0 s"
+    if seconds < 59.95:
+        return _scaled(seconds * 1e9, 1000, ("ns", micro, "ms", "s"))
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {whole % 60:02} s"
+
+
+def size(count: int) -> str:
+    """Bytes in binary units: ``4.40 MiB``."""
+    if count < 1024:
+        return f"{count} B"
+    return _scaled(count / 1024, 1024, ("KiB", "MiB", "GiB", "TiB"))
+
+
+def rate(per_s: float | None, unit: str) -> str:
+    """A rate in decimal units: ``rate(2.1e10, "B/s")`` is ``21.0 GB/s``."""
+    if per_s is None:
+        return MISSING
+    return _scaled(per_s / 1e3, 1000, tuple(f"{prefix}{unit}" for prefix in ("k", "M", "G", "T")))
+
+
+def percent(share: float | None) -> str:
+    return MISSING if share is None else f"{share:.0%}"
+
+
+def factor(value: float | None) -> str:
+    return MISSING if value is None else f"{_three_digits(value)}x"
+
+
+def tokens(per_s: float | None) -> str:
+    """Tokens per second, without the unit."""
+    return MISSING if per_s is None else _three_digits(per_s)
+
+
+def day(moment: str) -> str:
+    """An ISO time to the minute, as it was written; other texts unchanged."""
+    return moment[:16].replace("T", " ") if moment[10:11] in ("T", " ") else moment or MISSING
+
+
+def label(workload: str) -> str:
+    """A workload's text without what it does not use: ``gemv k=576 n=960 w=q4_1``."""
+    parts = workload.split(" ")
+    return " ".join(part for part in parts if not part.endswith(("=no", "=none")))
+
+
+def parameters(config: str | None) -> str:
+    """A configuration's text without JSON's punctuation: ``buffer: rows=4 wg=64``.
+
+    A text that is no configuration is returned as it is.
+    """
+    if config is None:
+        return MISSING
+    try:
+        parsed = Config.parse(config)
+    except ValueError:
+        return config
+    pairs = " ".join(f"{name}={value}" for name, value in parsed.params)
+    return f"{parsed.variant}: {pairs}" if pairs else parsed.variant

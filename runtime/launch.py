@@ -1,0 +1,58 @@
+"""Launches: a kernel with its arguments bound once, enqueued as often as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..errors import LaunchError
+from .memory import Tensor
+from .opencl import cl
+from .program import Program
+
+
+class Geometry(Protocol):
+    """Global and local size of a launch."""
+
+    @property
+    def global_size(self) -> tuple[int, ...]: ...
+    @property
+    def local_size(self) -> tuple[int, ...]: ...
+
+
+class Launch:
+    """A kernel, its arguments and its geometry. It keeps its tensors alive.
+
+    Raises :class:`~clkiln.errors.LaunchError` where the driver refuses the arguments, and
+    :class:`~clkiln.errors.DeviceError` for a tensor of another device.
+    """
+
+    def __init__(self, program: Program, tensors: Sequence[Tensor], geometry: Geometry) -> None:
+        self.program, self.tensors = program, tuple(tensors)
+        self.geometry = geometry
+        self._queue = program.context.queue
+        for tensor in tensors:
+            tensor.belongs_to(program.context)
+        self.kernel = program.new_kernel()
+        try:
+            self.kernel.set_args(*(tensor.handle for tensor in tensors))
+        except cl.Error as error:
+            raise LaunchError(f"{program.label}: bad arguments: {error}") from error
+
+    def enqueue(self, geometry: Geometry | None = None) -> cl.Event:
+        """Enqueue once, with another geometry where the sizes of this step ask for it."""
+        shape = geometry or self.geometry
+        try:
+            return cl.enqueue_nd_range_kernel(
+                self._queue, self.kernel, shape.global_size, shape.local_size
+            )
+        except cl.Error as error:
+            raise LaunchError(
+                f"{self.program.label}: launch of {shape.global_size} by {shape.local_size} "
+                f"failed on {self.program.context.info.name}: {error}"
+            ) from error
+
+
+def event_seconds(event: cl.Event) -> float:
+    """Run time of a finished event in seconds, of a queue with profiling."""
+    return float(event.profile.end - event.profile.start) * 1e-9

@@ -1,0 +1,155 @@
+"""Tensors on a device: buffers and images with a budget, and explicit copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ..errors import DeviceError, OutOfDeviceMemory
+from .opencl import cl
+
+if TYPE_CHECKING:
+    from .context import Context
+
+Memory = Literal["buffer", "image2d"]
+
+_CHANNELS = {
+    "float32": cl.channel_type.FLOAT,
+    "float16": cl.channel_type.HALF_FLOAT,
+    "uint32": cl.channel_type.UNSIGNED_INT32,
+}
+
+
+def readable(nbytes: float) -> str:
+    """``nbytes`` with a binary unit: ``12.3 MiB``."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} TiB"
+
+
+class MemoryBudget:
+    """Counts the bytes that a context holds, and refuses what does not fit, by name."""
+
+    def __init__(self, limit: int, largest: int) -> None:
+        self.limit, self.largest, self.used = limit, largest, 0
+
+    def take(self, nbytes: int, what: str) -> None:
+        """Raises :class:`OutOfDeviceMemory` if ``what`` is too large, alone or beside the rest."""
+        if nbytes > self.largest:
+            raise OutOfDeviceMemory(
+                f"{what} takes {readable(nbytes)}; this device's largest allocation is "
+                f"{readable(self.largest)}"
+            )
+        if self.used + nbytes > self.limit:
+            raise OutOfDeviceMemory(
+                f"{what} takes {readable(nbytes)} and does not fit: {readable(self.used)} of "
+                f"{readable(self.limit)} are in use (a smaller --ctx-size or model may fit, or "
+                f"raise CLKILN_MEMORY_BUDGET)"
+            )
+        self.used += nbytes
+
+    def give_back(self, nbytes: int) -> None:
+        self.used -= nbytes
+
+
+class Tensor:
+    """An array on a device. For an image2d, ``shape`` is ``(height, width, 4)``.
+
+    Made by :meth:`.context.Context.empty` and :meth:`.context.Context.upload`.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        shape: Sequence[int],
+        dtype: DTypeLike,
+        memory: Memory = "buffer",
+        *,
+        data: NDArray[Any] | None = None,
+        what: str = "a tensor",
+    ) -> None:
+        self.context, self.memory, self.what = context, memory, what
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.nbytes = max(1, int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize)
+        context.memory.take(self.nbytes, what)
+        try:
+            self.handle = self._allocate(data)
+        except (cl.Error, MemoryError) as error:
+            context.memory.give_back(self.nbytes)
+            raise OutOfDeviceMemory(
+                f"{what} ({readable(self.nbytes)}) was refused by {context.info.name}: {error}"
+            ) from error
+
+    def _allocate(self, data: NDArray[Any] | None) -> cl.Buffer | cl.Image:
+        flags = cl.mem_flags.READ_WRITE
+        if data is not None:
+            flags |= cl.mem_flags.COPY_HOST_PTR
+            data = np.ascontiguousarray(data, self.dtype).reshape(self.shape)
+        if self.memory == "buffer":
+            size = 0 if data is not None and data.nbytes else self.nbytes
+            return cl.Buffer(self.context.handle, flags if not size else cl.mem_flags.READ_WRITE,
+                             size=size, hostbuf=None if size else data)  # fmt: skip
+        if len(self.shape) != 3 or self.shape[2] != 4 or self.dtype.name not in _CHANNELS:
+            raise ValueError(f"{self.what}: no image of {self.dtype} with shape {self.shape}")
+        pixels = cl.ImageFormat(cl.channel_order.RGBA, _CHANNELS[self.dtype.name])
+        size2d = (self.shape[1], self.shape[0])
+        return cl.Image(self.context.handle, flags, pixels, shape=size2d, hostbuf=data)
+
+    def write(self, data: NDArray[Any], *, blocking: bool = True) -> None:
+        """Copy ``data`` (at most as long, same dtype) to the start of the buffer."""
+        data = np.ascontiguousarray(data)
+        if self.memory != "buffer" or data.dtype != self.dtype or data.nbytes > self.nbytes:
+            raise ValueError(f"{self.what}: can't write {data.dtype}{list(data.shape)} into it")
+        if data.nbytes:
+            with self.context.errors(f"copy to {self.what}"):
+                cl.enqueue_copy(self.context.queue, self.handle, data, is_blocking=blocking)
+
+    def read(self, count: int | None = None) -> NDArray[Any]:
+        """The array on the host; of a buffer, on request, only the first ``count`` elements."""
+        shape = self.shape if count is None else (count,)
+        out = np.empty(shape, self.dtype)
+        with self.context.errors(f"copy from {self.what}"):
+            if self.memory == "buffer":
+                cl.enqueue_copy(self.context.queue, out, self.handle)
+            else:
+                region = (self.shape[1], self.shape[0])
+                cl.enqueue_copy(self.context.queue, out, self.handle, origin=(0, 0), region=region)
+        return out
+
+    def copy(self, what: str | None = None) -> Tensor:
+        """Another tensor on the same device with the same content."""
+        twin = Tensor(self.context, self.shape, self.dtype, self.memory, what=what or self.what)
+        with self.context.errors(f"copy of {self.what}"):
+            if self.memory == "buffer":
+                cl.enqueue_copy(self.context.queue, twin.handle, self.handle)
+            else:
+                region = (self.shape[1], self.shape[0], 1)
+                cl.enqueue_copy(
+                    self.context.queue, twin.handle, self.handle,
+                    src_origin=(0, 0, 0), dest_origin=(0, 0, 0), region=region,
+                )  # fmt: skip
+        return twin
+
+    def to(self, context: Context) -> Tensor:
+        """An explicit copy on another device, through the host."""
+        return context.upload(self.read(), memory=self.memory, what=self.what)
+
+    def belongs_to(self, context: Context) -> None:
+        """Raises :class:`DeviceError` if this tensor lies on another device."""
+        if self.context is not context:
+            raise DeviceError(
+                f"{self.what} lies on {self.context.info.name}, not on {context.info.name}: "
+                f"copy it with .to(context) first"
+            )
+
+    def release(self) -> None:
+        """Give the memory back now; the tensor must not be used again."""
+        if self.handle is not None:
+            self.handle.release()
+            self.handle = None
+            self.context.memory.give_back(self.nbytes)

@@ -1,0 +1,171 @@
+"""Programs: from source or from a kept binary, with every compile counted."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..errors import BuildError, CacheMissError
+from .context import Context
+from .opencl import cl
+
+logger = logging.getLogger(__name__)
+
+#: Raise it when a stored binary would mean something else than before.
+BINARY_FORMAT = 1
+
+
+class Source(Protocol):
+    """What is built: text with includes inlined, the kernel's name, build options, a digest of all."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def options(self) -> tuple[str, ...]: ...
+    @property
+    def digest(self) -> str: ...
+
+
+class BinaryStore(Protocol):
+    """Where binaries are kept between runs. It returns only what it has verified."""
+
+    def get_binaries(self, keys: Iterable[str]) -> dict[str, bytes]: ...
+    def put_binary(self, key: str, payload: bytes, *, label: str, driver: str) -> None: ...
+
+
+@dataclass
+class ProgramCounts:
+    """How programs came to be, and the seconds it took."""
+
+    from_cache: int = 0
+    compiled: int = 0
+    seconds: float = 0.0
+    compiled_labels: list[str] = field(default_factory=list)
+
+
+class Program:
+    """A built program with one kernel. ``label`` names operation, variant and parameters."""
+
+    def __init__(self, context: Context, handle: cl.Program, source: Source, label: str) -> None:
+        self.context, self.handle, self.kernel, self.label = context, handle, source.kernel, label
+
+    def new_kernel(self) -> cl.Kernel:
+        """A kernel object of its own, for arguments that are bound once."""
+        with self.context.errors(f"{self.label}: making the kernel"):
+            return cl.Kernel(self.handle, self.kernel)
+
+    def binary(self) -> bytes:
+        """The driver's binary. Take it after the first launch: PoCL compiles again there."""
+        with self.context.errors(f"{self.label}: reading the binary"):
+            return bytes(self.handle.get_info(cl.program_info.BINARIES)[0])
+
+    def work_group_limit(self) -> int:
+        """The largest work-group that this compiled kernel can be launched with."""
+        return int(
+            self.new_kernel().get_work_group_info(
+                cl.kernel_work_group_info.WORK_GROUP_SIZE, self.context.device.handle
+            )
+        )
+
+    def local_memory(self) -> int:
+        """Bytes of local memory that the compiled kernel takes, as the driver reports it."""
+        return int(
+            self.new_kernel().get_work_group_info(
+                cl.kernel_work_group_info.LOCAL_MEM_SIZE, self.context.device.handle
+            )
+        )
+
+
+def program_key(driver_key: str, source: Source) -> str:
+    """The key of a binary: everything that must be the same for it to be the same program."""
+    return hashlib.sha256(f"{BINARY_FORMAT}\0{driver_key}\0{source.digest}".encode()).hexdigest()
+
+
+class ProgramLoader:
+    """Builds each source once per context, from its kept binary where there is one.
+
+    ``require_cache`` makes a compile an error (:class:`~clkiln.errors.CacheMissError`).
+    """
+
+    def __init__(
+        self, context: Context, store: BinaryStore | None = None, *, require_cache: bool = False
+    ) -> None:
+        self.context, self.store, self.require_cache = context, store, require_cache
+        self.counts = ProgramCounts()
+        self._programs: dict[str, Program] = {}
+        self._binaries: dict[str, bytes] = {}
+        self._fresh: dict[str, Program] = {}
+
+    def key(self, source: Source) -> str:
+        return program_key(self.context.info.driver_key, source)
+
+    def prefetch(self, sources: Iterable[Source]) -> None:
+        """Read the binaries of many sources from the store in one go."""
+        if self.store is None:
+            return
+        start = time.perf_counter()
+        missing = {self.key(s) for s in sources} - self._programs.keys() - self._binaries.keys()
+        self._binaries |= self.store.get_binaries(missing)
+        self.counts.seconds += time.perf_counter() - start
+
+    def load(self, source: Source, label: str) -> Program:
+        """The program of ``source``. Raises :class:`~clkiln.errors.BuildError`."""
+        key = self.key(source)
+        if key in self._programs:
+            return self._programs[key]
+        if key not in self._binaries:
+            self.prefetch([source])
+        start = time.perf_counter()
+        binary = self._binaries.pop(key, None)
+        program = None if binary is None else self._from_binary(binary, source, label)
+        if program is not None:
+            self.counts.from_cache += 1
+        else:
+            if self.require_cache:
+                raise CacheMissError(f"{label}: no binary for it in the cache file")
+            program = Program(self.context, _compile(self.context, source, label), source, label)
+            self.counts.compiled += 1
+            self.counts.compiled_labels.append(label)
+            self._fresh[key] = program
+        self._programs[key] = program
+        self.counts.seconds += time.perf_counter() - start
+        return program
+
+    def keep_fresh(self) -> None:
+        """Store the binaries of what was compiled. Call it once every kernel was launched."""
+        fresh, self._fresh = self._fresh, {}
+        if self.store is None:
+            return
+        for key, program in fresh.items():
+            self.store.put_binary(
+                key, program.binary(), label=program.label, driver=self.context.info.driver_key
+            )
+
+    def _from_binary(self, binary: bytes, source: Source, label: str) -> Program | None:
+        try:
+            handle = cl.Program(self.context.handle, [self.context.device.handle], [binary])
+            handle.build(options=list(source.options), cache_dir=False)
+            program = Program(self.context, handle, source, label)
+            cl.Kernel(handle, source.kernel)
+        except cl.Error as error:
+            logger.warning("%s: the driver refused its cached binary, compiling: %s", label, error)
+            return None
+        return program
+
+
+def _compile(context: Context, source: Source, label: str) -> cl.Program:
+    with warnings.catch_warnings():
+        # Drivers chatter about successful builds; a failed one carries its log in the error.
+        warnings.simplefilter("ignore")
+        try:
+            handle = cl.Program(context.handle, source.text)
+            return handle.build(options=list(source.options), cache_dir=False)
+        except cl.Error as error:
+            raise BuildError(f"{label} does not compile on {context.info.name}: {error}") from error
