@@ -14,6 +14,9 @@ from . import schema
 #: Seconds to wait for another process's transaction.
 BUSY_TIMEOUT = 5.0
 
+#: What a file can make SQLite raise: a message that quotes damaged text may not even be UTF-8.
+FAULTS = (sqlite3.Error, UnicodeDecodeError)
+
 _REASONS = {
     sqlite3.SQLITE_BUSY: "is locked by another process: wait for it, or end it",
     sqlite3.SQLITE_LOCKED: "is locked by another process: wait for it, or end it",
@@ -33,10 +36,11 @@ def reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError):
         return f"could not be opened: {error.strerror or error}"
-    # The low byte is the primary code; the rest tells cases apart that need the same answer.
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    known = _REASONS.get(code)
-    return f"{known} ({error})" if known else f"could not be used ({error})"
+    detail = " ".join(str(error).split())  # SQLite quotes whole statements, line breaks included
+    known = _REASONS.get(_code(error))
+    if known is None and isinstance(error, UnicodeDecodeError):
+        known = _REASONS[sqlite3.SQLITE_CORRUPT]
+    return f"{known or 'could not be used'} ({detail})"
 
 
 def fault(path: Path | None, error: BaseException) -> CacheError:
@@ -44,9 +48,14 @@ def fault(path: Path | None, error: BaseException) -> CacheError:
     return CacheError(f"the cache {path or 'in memory'} {reason(error)}")
 
 
-def busy(error: sqlite3.Error) -> bool:
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+def busy(error: BaseException) -> bool:
+    """Whether the error is that another connection holds the lock."""
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _code(error: BaseException) -> int:
+    # The low byte is the primary code; the rest tells cases apart that need the same answer.
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
@@ -60,7 +69,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
             raise CacheError(f"needs SQLite 3.37, Python's is {sqlite3.sqlite_version}")
         _inspect(path, write=write)
         return _connect(path, write=write)
-    except (sqlite3.Error, OSError, CacheError) as error:
+    except (*FAULTS, OSError, CacheError) as error:
         raise fault(path, error) from error
 
 
@@ -110,6 +119,9 @@ def _probe(path: Path) -> None:
     """
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
     try:
+        # Else SQLite refuses a header that counts more pages than there are, as a writer leaves it
+        # that is killed in its first commit. The journal mends that, once the file is known as ours.
+        connection.execute("PRAGMA writable_schema = ON")
         application, version = schema.identity(connection)
         # Empty by now: another process has rolled back what a killed one had begun to write.
         if os.path.getsize(path) > 0:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import codec, schema
-from .connection import busy, reason
+from .connection import FAULTS, busy, reason
 from .rows import BestRow, BinaryRow, DriverRow, RunRow, TrialRow
 
 T = TypeVar("T")
@@ -74,15 +74,17 @@ class Reader:
         """
         found: dict[str, bytes] = {}
         refused: list[tuple[Any, Any, Any]] = []
-        sql = (
-            "SELECT key, sha256, payload FROM binaries"
-            " WHERE key IN (SELECT value FROM json_each(?))"
-        )
-        for key, sha256, payload in self._select(sql, (codec.to_json(list(keys)),), tuple):
-            if _sealed(key, sha256, payload):
-                found[key] = payload
-            else:
-                refused.append((key, sha256, payload))
+        # A plan has some hundred keys: only beyond 32,766 or so is it more than one query.
+        most = self._connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+        wanted = list(dict.fromkeys(keys))
+        for chunk in (wanted[i : i + most] for i in range(0, len(wanted), most)):
+            marks = ", ".join("?" * len(chunk))
+            sql = f"SELECT key, sha256, payload FROM binaries WHERE key IN ({marks})"
+            for key, sha256, payload in self._select(sql, chunk, tuple):
+                if _sealed(key, sha256, payload):
+                    found[key] = payload
+                else:
+                    refused.append((key, sha256, payload))
         if refused:
             self._warn_once(
                 "binaries",
@@ -184,7 +186,7 @@ class Reader:
                     self._read_fault(f"is damaged: delete it to start afresh ({error})")
         except sqlite3.ProgrammingError:
             raise  # a closed store or a second thread: our caller's mistake, not the file's
-        except sqlite3.Error as error:
+        except FAULTS as error:
             self._read_fault(reason(error))
             self._lose_patience(error)
         return found
@@ -193,7 +195,7 @@ class Reader:
         text = f"the cache {self._where} {what}; what it does not give is worked out anew"
         self._warn_once("read", text)
 
-    def _lose_patience(self, error: sqlite3.Error) -> None:
+    def _lose_patience(self, error: BaseException) -> None:
         """After a wait in vain, wait no more, unless a write that must not be lost may follow."""
         if busy(error) and (self._tolerant or not self._write_allowed):
             self._connection.execute(f"PRAGMA busy_timeout = {_IMPATIENT}")

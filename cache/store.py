@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import CacheError
 from . import codec, schema
-from .connection import connect, connect_memory, fault, writable
+from .connection import FAULTS, connect, connect_memory, fault, writable
 from .reader import Reader, Warn, python_warning
 from .rows import BestRow, DriverRow, RunRow, TrialRow
 from .transaction import immediate
@@ -145,7 +145,7 @@ class Store(Reader):
         removed = self._write(empty, 0)
         if removed:
             # The rows are gone by now: a file that stays large for want of room is no failure.
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(*FAULTS):
                 self._connection.execute("VACUUM")
         return removed
 
@@ -188,7 +188,7 @@ class Store(Reader):
                 return action(database)
         except sqlite3.ProgrammingError:
             raise  # a closed store or a second thread: our caller's mistake, not the file's
-        except sqlite3.Error as error:
+        except FAULTS as error:
             if not self._tolerant:
                 raise fault(self._path, error) from error
             self._warn_once("write", f"{fault(self._path, error)}; going on, this is not kept")

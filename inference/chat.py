@@ -45,22 +45,22 @@ def render(
             tools=None,
             documents=None,
         )
-    except _Refusal as error:
+    except _RefusalError as error:
         raise ModelError(f"the model's chat template refuses these messages: {error}") from error
     except Exception as error:
         # A template is a program from a file: it can raise anything.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ModelError(
             f"the model's chat template failed: {reason}; use --raw to pass the prompt as it is"
         ) from error
 
 
-class _Refusal(Exception):
+class _RefusalError(Exception):
     """A template called ``raise_exception``."""
 
 
 def _refuse(message: str) -> NoReturn:
-    raise _Refusal(" ".join(str(message).split()))
+    raise _RefusalError(" ".join(str(message).split()))
 
 
 def _strftime_now(form: str) -> str:

@@ -183,8 +183,9 @@ class _Builder:
     def default(self, name: str) -> float | None:
         """One of the file's sampling defaults; nonsense counts as none (it is only advice)."""
         value = self.file.metadata.get(f"general.sampling.{name}")
-        valid = _is_number(value) and math.isfinite(value) and value >= 0
-        return float(value) if valid and (name != "top_p" or 0 < value <= 1) else None
+        if not _is_number(value) or not math.isfinite(value) or value < 0:
+            return None
+        return None if name == "top_p" and not 0 < value <= 1 else float(value)
 
     # -- derived values ----------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ class Sampler:
             return int(np.argmax(logits))
         ids, weights = self._candidates(logits)
         total = np.cumsum(weights)
-        # Below the total even where the product rounds up to it: a token of weight 0 is never drawn.
+        # Kept below the total, which the product may round up to: no token of weight 0 is drawn.
         drawn = min(self._random.random() * total[-1], np.nextafter(total[-1], 0))
         return int(ids[np.searchsorted(total, drawn, side="right")])
 

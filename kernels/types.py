@@ -252,6 +252,25 @@ class KernelSpec(ABC):
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
         """A configuration that works on any OpenCL 1.2 device; in ``layout`` if one is given."""
 
+    def safe_of_kind(self, workload: Workload, limits: DeviceLimits, kind: str) -> Config | None:
+        """A safe configuration of one kind of variant; None if there is none on this device."""
+        safe = self.safe(workload, limits)
+        if self.variant(safe.variant).kind == kind:
+            return safe
+        for config in self.space(workload, kind):
+            if self.check(workload, config, limits) is None:
+                layout = self.layout(workload, config)
+                return self.safe(workload, limits, layout) if layout else config
+        return None
+
+    def starts(self, workload: Workload, limits: DeviceLimits) -> tuple[Config, ...]:
+        """Configurations that a search tries first, most promising first."""
+        return (self.safe(workload, limits),)
+
+    def measured(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
+        """Inputs to time with: as :meth:`inputs`, but with every bucket full."""
+        return self.inputs(workload, rng)
+
     def local_memory(self, workload: Workload, config: Config) -> int:
         """Bytes of local memory of one work-group."""
         return 0
@@ -328,9 +347,11 @@ class KernelSpec(ABC):
             self._digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return self._digest
 
-    def space(self, workload: Workload) -> Iterator[Config]:
-        """Every configuration of every variant, before constraints."""
+    def space(self, workload: Workload, kind: str | None = None) -> Iterator[Config]:
+        """Every configuration of every variant (of one kind), before constraints."""
         for variant in self.variants:
+            if kind not in (None, variant.kind):
+                continue
             parameters = self.parameters(workload, variant)
             for values in product(*parameters.values()):
                 yield Config.of(variant.name, **dict(zip(parameters, values, strict=True)))
@@ -360,9 +381,11 @@ class KernelSpec(ABC):
                 return Infeasible(broken)
         return None
 
-    def feasible(self, workload: Workload, limits: DeviceLimits) -> list[Config]:
+    def feasible(
+        self, workload: Workload, limits: DeviceLimits, kind: str | None = None
+    ) -> list[Config]:
         """Every configuration that nothing speaks against, in the order of :meth:`space`."""
-        return [c for c in self.space(workload) if self.check(workload, c, limits) is None]
+        return [c for c in self.space(workload, kind) if self.check(workload, c, limits) is None]
 
 
 def _argument_limit(argument: Argument, limits: DeviceLimits) -> str | None:

@@ -47,7 +47,11 @@ def collect(path: str | os.PathLike[str], kernel: str | None = None) -> Report:
     for a file that is missing or no cache file.
     """
     contents = read(Path(path))
-    operations = {operation(row.workload) for row in (*contents.trials, *contents.best)}
+    workloads = (
+        *(trial.workload for trial in contents.trials),
+        *(best.workload for best in contents.best),
+    )
+    operations = {operation(workload) for workload in workloads}
     drivers = tuple(
         _driver(contents, row, current=index == 0, kernel=kernel)
         for index, row in enumerate(_drivers(contents))
@@ -108,8 +112,8 @@ def _drivers(contents: Contents) -> list[DriverRow]:
     for driver, moment in moments:
         used[driver] = max(used.get(driver, ""), moment)
     known = {row.driver: row for row in contents.drivers}
-    ordered = sorted(reversed(used), key=lambda driver: used[driver], reverse=True)
-    return [known.get(driver) or DriverRow(driver, {}) for driver in ordered]
+    oldest_first = sorted(used, key=lambda driver: used[driver])
+    return [known.get(driver) or DriverRow(driver, {}) for driver in reversed(oldest_first)]
 
 
 def _driver(
@@ -144,7 +148,7 @@ def _driver(
         speeds=speeds,
         binaries=len(binaries),
         binary_bytes=sum(binary.size for binary in binaries),
-        notes=_notes(roof, kernels, speeds),
+        notes=_notes(roof, kernels, speeds, current=current),
     )
 
 
@@ -187,44 +191,44 @@ def _totals(kernels: tuple[KernelReport, ...], runs: tuple[RunReport, ...]) -> T
     outcomes: Counter[str] = Counter()
     for kernel in kernels:
         outcomes.update(kernel.outcomes)
-    kinds = Counter(kernel.kind or "unknown" for kernel in kernels if kernel.config)
-    gains = [kernel.speedup for kernel in kernels if kernel.speedup]
+    in_use = [kernel for kernel in kernels if not kernel.outdated]
+    kinds = Counter(kernel.kind or "unknown" for kernel in in_use if kernel.config)
+    gains = [kernel.speedup for kernel in in_use if kernel.speedup]
     ended = [run.seconds for run in runs if run.seconds is not None]
     return Totals(
         trials=sum(outcomes.values()),
         outcomes=in_order(outcomes),
         kinds=dict(kinds.most_common()),
         speedup=math.exp(sum(map(math.log, gains)) / len(gains)) if gains else None,
-        roof_share=_roof_share(kernels),
+        roof_share=_roof_share(in_use),
         compile_time=sum(kernel.compile_time for kernel in kernels),
         measure_time=sum(kernel.measure_time for kernel in kernels),
         tune_time=sum(ended) if ended else None,
     )
 
 
-def _roof_share(kernels: tuple[KernelReport, ...]) -> float | None:
-    pairs = [(kernel.roof.seconds, kernel.time) for kernel in kernels if kernel.roof and kernel.time]
-    measured = sum(time for _, time in pairs)
-    return sum(least for least, _ in pairs) / measured if pairs else None
+def _roof_share(kernels: Iterable[KernelReport]) -> float | None:
+    times = [(k.roof.seconds, k.time) for k in kernels if k.roof and k.time]
+    measured = sum(time for _, time in times)
+    return sum(least for least, _ in times) / measured if times else None
 
 
 def _notes(
-    roof: Roof, kernels: tuple[KernelReport, ...], speeds: tuple[Speed, ...]
+    roof: Roof, kernels: tuple[KernelReport, ...], speeds: tuple[Speed, ...], *, current: bool
 ) -> tuple[str, ...]:
     """What the file lacks, so that a gap in a table explains itself."""
-    notes = []
-    if kernels and not (roof.bytes_per_s and roof.flops_per_s):
-        lacking = {"memory bandwidth": roof.bytes_per_s, "peak arithmetic": roof.flops_per_s}
-        names = " and ".join(name for name, per_s in lacking.items() if not per_s)
-        notes.append(f"The device's {names} was not measured: no share of the roof without it.")
+    ceilings = {"memory bandwidth": roof.bytes_per_s, "peak arithmetic": roof.flops_per_s}
+    lacking = " and ".join(name for name, per_s in ceilings.items() if per_s is None)
     foreign = sum(kernel.flops is None for kernel in kernels)
-    if foreign:
-        notes.append(f"This version of clkiln does not know {foreign} of the workloads: no roof.")
     outdated = sum(kernel.outdated for kernel in kernels)
-    if outdated:
-        notes.append(
-            f"{outdated} of the results are of another version of the kernel and not used any more."
-        )
-    if not speeds:
-        notes.append("No engine speed was measured yet.")
-    return tuple(notes)
+    notes = {
+        f"Not measured on this device: {lacking}. There is no share of the roof without.": (
+            bool(kernels and lacking)
+        ),
+        f"Workloads that this version of clkiln does not know, without a roof: {foreign}.": (
+            foreign > 0
+        ),
+        f"Results of another version of a kernel, not in use any more: {outdated}.": outdated > 0,
+        "No engine speed was measured yet.": bool(current and kernels and not speeds),
+    }
+    return tuple(note for note, holds in notes.items() if holds)

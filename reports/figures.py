@@ -6,7 +6,7 @@ the light or the dark theme. plotly reads a little HTML in its texts, so all of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from textwrap import wrap
 from typing import Any
@@ -38,19 +38,17 @@ def roof(kernels: Sequence[KernelReport]) -> Figure:
     """Each kernel's share of its roof: a wide bar tuned, a narrow one by default."""
     data = []
     for bound, color in (("memory", "--memory"), ("arithmetic", "--arithmetic")):
-        trace = _bars(
-            kernels, f"tuned, bound by {bound}", color, lambda k, b=bound: _share(k, b)
-        )
-        if any(share is not None for share in trace["x"]):
-            data.append(trace | {"width": 0.74})
-    default = _bars(kernels, "safe default", "--default", _default_share)
-    if any(share is not None for share in default["x"]):
-        data.append(default | {"width": 0.26})
+        shares = [_share(kernel, bound) for kernel in kernels]
+        if any(shares):
+            data.append(_bars(kernels, f"tuned, bound by {bound}", color, shares) | {"width": 0.74})
+    defaults = [kernel.roof.default_share if kernel.roof else None for kernel in kernels]
+    if any(defaults):
+        data.append(_bars(kernels, "safe default", "--default", defaults) | {"width": 0.26})
     most = max((k.roof.share or 0 for k in kernels if k.roof), default=0)
     layout = _row_layout(kernels) | {
         "barmode": "overlay",
         "xaxis": {
-            "title": {"text": "share of the measured roof"},
+            "title": {"text": "share of the roof"},
             "tickformat": ".0%",
             "range": [0, max(1.02, most * 1.05)],
         },
@@ -61,17 +59,17 @@ def roof(kernels: Sequence[KernelReport]) -> Figure:
 
 def outcomes(kernels: Sequence[KernelReport]) -> Figure:
     """How the trials of each kernel ended, stacked."""
-    found = {status: 0 for status in STATUSES} | {s: 0 for k in kernels for s in k.outcomes}
+    found = dict.fromkeys(STATUSES, 0) | {s: 0 for k in kernels for s in k.outcomes}
     data = []
     for status in found:
         color = f"--{status.replace(' ', '-')}" if status in STATUSES else "--default"
-        trace = _bars(kernels, status, color, lambda k, s=status: k.outcomes.get(s))
-        trace["hovertext"] = [
-            f"{_hover_name(kernel)}<br>{escape(status)}: {number} of {kernel.trials}"
-            for kernel, number in zip(kernels, trace["x"], strict=True)
-        ]
-        if any(trace["x"]):
-            data.append(trace)
+        numbers = [kernel.outcomes.get(status, 0) for kernel in kernels]
+        if any(numbers):
+            hovers = [
+                f"{_hover_name(kernel)}<br>{escape(status)}: {number} of {kernel.trials}"
+                for kernel, number in zip(kernels, numbers, strict=True)
+            ]
+            data.append(_bars(kernels, status, color, numbers) | {"hovertext": hovers})
     layout = _row_layout(kernels) | {"barmode": "stack", "xaxis": {"title": {"text": "trials"}}}
     return {"data": data, "layout": layout}
 
@@ -108,25 +106,22 @@ def _curve(kernel: KernelReport, number: int) -> Figure:
         "meta": {"seconds": [step.spent for step in steps]},
         "hoverinfo": "text",
         "hovertext": [
-            f"{_hover_name(kernel)}<br>{write.duration(step.time, 'µs')} after {step.trial} trials, "
-            f"{write.duration(step.spent, 'µs')}"
+            f"{_hover_name(kernel)}<br>{write.duration(step.time, 'µs')} "
+            f"after {step.trial} trials, {write.duration(step.spent, 'µs')}"
             for step in steps
         ],
     }
 
 
 def _bars(
-    kernels: Sequence[KernelReport],
-    name: str,
-    color: str,
-    value: Callable[[KernelReport], float | None],
+    kernels: Sequence[KernelReport], name: str, color: str, values: Sequence[float | None]
 ) -> Figure:
     return {
         "type": "bar",
         "orientation": "h",
         "name": escape(name),
         "marker": {"color": color},
-        "x": [value(kernel) for kernel in kernels],
+        "x": list(values),
         "y": list(range(len(kernels))),
         "hoverinfo": "text",
         "hovertext": [_hover(kernel) for kernel in kernels],
@@ -135,10 +130,6 @@ def _bars(
 
 def _share(kernel: KernelReport, bound: str) -> float | None:
     return kernel.roof.share if kernel.roof and kernel.roof.bound == bound else None
-
-
-def _default_share(kernel: KernelReport) -> float | None:
-    return kernel.roof.default_share if kernel.roof else None
 
 
 def _row_layout(kernels: Sequence[KernelReport]) -> Figure:

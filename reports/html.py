@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ..errors import ClkilnError
 from . import text as write
@@ -36,7 +38,8 @@ def write_html(reports: Sequence[Report], path: str | os.PathLike[str]) -> None:
 def page(reports: Sequence[Report]) -> str:
     """The page's text. Raises :class:`ClkilnError` if plotly is not installed."""
     scripts = {"plotly": _plotly_js(), "page": _asset("page.js")}
-    return _environment().get_template("page.html.j2").render(
+    template = _environment().get_template("page.html")
+    return template.render(
         reports=reports,
         figures=figures,
         style=Markup(_asset("page.css")),
@@ -54,6 +57,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
+        code=_code,
         day=write.day,
         duration=partial(write.duration, micro="µs"),
         factor=write.factor,
@@ -66,21 +70,27 @@ def _environment() -> Environment:
     return environment
 
 
+def _code(text: str) -> Markup:
+    """``text`` escaped, and what stands between backticks set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def _policy(scripts: Iterable[str]) -> str:
     """A content security policy: these scripts and no other, and no request to anywhere."""
     hashes = (hashlib.sha256(script.encode()).digest() for script in scripts)
     allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes)
-    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {allowed}"
+    rest = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:"
+    return f"{rest}; script-src {allowed}"
 
 
 def _plotly_js() -> str:
     try:
-        from plotly.offline import get_plotlyjs
+        offline = import_module("plotly.offline")
     except ImportError as error:
         raise ClkilnError(
             "the HTML report needs plotly, which is not installed: pip install 'clkiln[report]'"
         ) from error
-    return str(get_plotlyjs())
+    return str(offline.get_plotlyjs())
 
 
 def _asset(name: str) -> str:
@@ -91,7 +101,8 @@ def _replace(path: Path, text: str) -> None:
     """Write beside ``path`` and move there, so that no reader ever meets half a page."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
+        # A path that is not UTF-8 shall not cost the whole report.
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
         os.replace(draft, path)
     except OSError as error:
         draft.unlink(missing_ok=True)

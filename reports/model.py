@@ -112,6 +112,7 @@ class RunReport:
 class Totals:
     """Sums over the kernels of one driver; ``tune_time`` is of the runs that ended.
 
+    ``kinds``, ``speedup`` and ``roof_share`` leave outdated results out.
     ``speedup`` is the geometric mean over the kernels that have both times. ``roof_share`` is the
     time that the roof allows for one launch of each kernel over the time that they take.
     """

@@ -12,7 +12,6 @@ from . import roof as roofline
 from .model import KernelReport, Roof, Step
 from .text import label
 
-
 #: No time (s), rate (1/s) or amount of a real device lies beyond these; what does is garbled. It
 #: also keeps every ratio and sum of such numbers finite, as JSON asks.
 SMALLEST, LARGEST = 1e-15, 1e18

@@ -85,8 +85,8 @@ def _driver_facts(driver: DriverReport) -> list[tuple[str, str]]:
     if totals.trials or totals.tune_time:
         facts.append(("Time spent", _time_spent(driver)))
     if driver.binaries:
-        text = f"{_plural(driver.binaries, 'binary', 'binaries')}, {write.size(driver.binary_bytes)}"
-        facts.append(("Compiled", text))
+        binaries = _plural(driver.binaries, "binary", "binaries")
+        facts.append(("Compiled", f"{binaries}, {write.size(driver.binary_bytes)}"))
     return facts
 
 
@@ -122,7 +122,7 @@ def _roof(kernel: KernelReport) -> str:
     """``61% mem``: the share, and which of the two ceilings binds."""
     if kernel.roof is None or kernel.roof.share is None:
         return write.MISSING
-    bound = {"memory": "mem", "arithmetic": "alu"}[kernel.roof.bound]
+    bound = {"memory": "mem", "arithmetic": "arith"}[kernel.roof.bound]
     return f"{write.percent(kernel.roof.share)} {bound}"
 
 

@@ -22,8 +22,6 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
-import platformdirs
-
 logger = logging.getLogger(__name__)
 
 #: A user who set one of these has chosen the drivers; nothing is added to that choice.
@@ -167,9 +165,17 @@ def _nvidia_library() -> Path | None:
 
 
 def _driver_folder() -> Path:
-    """Where folders of ``.icd`` files are kept: beside the cache files where those were moved."""
+    """Where folders of ``.icd`` files are kept: with the cache files where those were moved."""
     moved = os.environ.get("CLKILN_CACHE_DIR")
-    return (Path(moved).absolute() if moved else platformdirs.user_cache_path("clkiln")) / "drivers"
+    if moved:
+        folder = Path(os.path.expanduser(moved), "drivers").absolute()
+    else:
+        import platformdirs  # here: most machines have nothing to add
+
+        folder = platformdirs.user_cache_path("clkiln", appauthor=False) / "drivers"
+    if "~" in folder.parts:
+        raise OSError("there is no home folder")
+    return folder
 
 
 def _temporary_folder() -> Path:

@@ -91,9 +91,9 @@ class Tensor:
             flags |= cl.mem_flags.COPY_HOST_PTR
             data = np.ascontiguousarray(data, self.dtype).reshape(self.shape)
         if self.memory == "buffer":
-            size = 0 if data is not None and data.nbytes else self.nbytes
-            return cl.Buffer(self.context.handle, flags if not size else cl.mem_flags.READ_WRITE,
-                             size=size, hostbuf=None if size else data)  # fmt: skip
+            if data is None or not data.nbytes:
+                return cl.Buffer(self.context.handle, cl.mem_flags.READ_WRITE, size=self.nbytes)
+            return cl.Buffer(self.context.handle, flags, hostbuf=data)
         if len(self.shape) != 3 or self.shape[2] != 4 or self.dtype.name not in _CHANNELS:
             raise ValueError(f"{self.what}: no image of {self.dtype} with shape {self.shape}")
         pixels = cl.ImageFormat(cl.channel_order.RGBA, _CHANNELS[self.dtype.name])
@@ -134,6 +134,31 @@ class Tensor:
                     src_origin=(0, 0, 0), dest_origin=(0, 0, 0), region=region,
                 )  # fmt: skip
         return twin
+
+    def move(self, start: int, count: int) -> None:
+        """Copy ``count`` elements of this buffer from ``start`` to its beginning, on the device.
+
+        The two ranges must not overlap: ``count <= start``, or nothing to do.
+        """
+        if start == 0:
+            return
+        if count > start:
+            raise ValueError(f"{self.what}: {count} elements from {start} overlap their target")
+        size = self.dtype.itemsize
+        with self.context.errors(f"copy within {self.what}"):
+            cl.enqueue_copy(
+                self.context.queue, self.handle, self.handle,
+                byte_count=count * size, src_offset=start * size,
+            )  # fmt: skip
+
+    def take(self, other: Tensor, count: int) -> None:
+        """Copy the first ``count`` elements of another buffer of this device into this one."""
+        other.belongs_to(self.context)
+        with self.context.errors(f"copy from {other.what} to {self.what}"):
+            cl.enqueue_copy(
+                self.context.queue, self.handle, other.handle,
+                byte_count=count * self.dtype.itemsize,
+            )  # fmt: skip
 
     def to(self, context: Context) -> Tensor:
         """An explicit copy on another device, through the host."""

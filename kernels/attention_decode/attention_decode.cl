@@ -10,14 +10,8 @@
 #include "reduce.clh"
 
 #define NV (HEAD_DIM / V)
-#if T == 1
-#define TF float
-#define TLOAD(p) (*(p))
-#else
-#define TF CAT(float, T)
-#define TLOAD(p) CAT(vload, T)(0, p)
-#define TSTORE(x, p) CAT(vstore, T)(x, 0, p)
-#endif
+#define TLOAD CAT(load, T)
+#define TSTORE CAT(store, T)
 
 __kernel REQD void attention_decode(__global const int *restrict state,
                                     __global const float *restrict qkv,
@@ -68,11 +62,7 @@ __kernel REQD void attention_decode(__global const int *restrict state,
       for (int t = 0; t < T; ++t) most = fmax(most, scores[g][t]);
       const float shrink = exp(peak[g] - most);
       peak[g] = most;
-#if T == 1
-      scores[g][0] = exp(scores[g][0] - most);
-#else
-      TSTORE(exp(TLOAD(scores[g]) - most), scores[g]);
-#endif
+      TSTORE(exp(TLOAD(0, scores[g]) - most), 0, scores[g]);
       sum[g] *= shrink;
 #pragma unroll
       for (int t = 0; t < T; ++t) sum[g] += scores[g][t];

@@ -23,16 +23,16 @@ class AttentionDecodeSpec(AttentionSpec):
     def tokens(self, workload: Workload) -> int:
         return 1
 
-    def group(self, workload: Workload) -> int:
-        """Query heads to a KV head."""
-        return workload.size("heads") // workload.size("kv_heads")
+    def shares(self, workload: Workload) -> tuple[int, ...]:
+        """Numbers of query heads that can share the loads of their KV head."""
+        return dividing(range(1, 9), workload.size("heads") // workload.size("kv_heads"))
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
         return {
             "LX": LOCAL_SIZES,
             "V": dividing(WIDTHS, workload.size("head_dim")),
             "T": (1, 2, 4, 8, 16),
-            "G": dividing((1, 2, 3, 4, 6, 7, 8), self.group(workload)),
+            "G": self.shares(workload),
         }
 
     def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
@@ -40,11 +40,13 @@ class AttentionDecodeSpec(AttentionSpec):
 
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
         width = safe_width(limits, dividing(WIDTHS, workload.size("head_dim")))
-        cpu = limits.type == "cpu"
-        steps = 8 if cpu else 1
+        if limits.type == "cpu":
+            most = max(workload.size("heads") // limits.compute_units, 1)
+            share = max(n for n in self.shares(workload) if n <= most)
+            return Config.of("buffer", LX=1, V=width, T=8, G=share)
         memory = 4 + 2 * workload.size("head_dim")
-        useful = min(64, -(-workload.size("ctx") // steps))
-        return Config.of("buffer", LX=safe_items(limits, useful, memory), V=width, T=steps, G=1)
+        items = safe_items(limits, min(64, workload.size("ctx")), memory)
+        return Config.of("buffer", LX=items, V=width, T=1, G=1)
 
     def local_memory(self, workload: Workload, config: Config) -> int:
         items = config["LX"]

@@ -12,47 +12,6 @@
 #define SLOTS (HEADS + 2 * KV_HEADS)
 #define FW CAT(float, W)
 
-#if V == 1
-#define PAIRS_LOAD(i, p) vload2(i, p)
-#define PAIRS_STORE(x, i, p) vstore2(x, i, p)
-#else
-#define PAIRS_LOAD(i, p) CAT(vload, W)(i, p)
-#define PAIRS_STORE(x, i, p) CAT(vstore, W)(x, i, p)
-#endif
-
-// Offsets, in vectors of V, of the two halves of unit u.
-#ifdef INTERLEAVED
-#define FIRST(u) (2 * (u))
-#define SECOND(u) (2 * (u) + 1)
-#else
-#define FIRST(u) ((u) < ROTATED ? (u) : 2 * (u))
-#define SECOND(u) ((u) < ROTATED ? (u) + ROTATED : 2 * (u) + 1)
-#endif
-
-// A unit's values: rotated, as two vectors in the order in which they are stored.
-typedef struct {
-  VF first, second;
-} Unit;
-
-static inline Unit rotated(__global const float *x, __global const float *table, const int u) {
-  const FW turn = PAIRS_LOAD(u, table);
-  const VF c = turn.even, s = turn.odd;
-  Unit out;
-#ifdef INTERLEAVED
-  const FW pair = PAIRS_LOAD(u, x);
-  FW turned;
-  turned.even = pair.even * c - pair.odd * s;
-  turned.odd = pair.odd * c + pair.even * s;
-  out.first = turned.lo;
-  out.second = turned.hi;
-#else
-  const VF a = VLOAD(FIRST(u), x), b = VLOAD(SECOND(u), x);
-  out.first = a * c - b * s;
-  out.second = b * c + a * s;
-#endif
-  return out;
-}
-
 __kernel REQD void rope(__global const int *restrict state, __global const float *restrict table,
                         __global float *restrict qkv, __global KV *restrict k_cache,
                         __global KV *restrict v_cache) {
@@ -68,25 +27,38 @@ __kernel REQD void rope(__global const int *restrict state, __global const float
   const int end = min(begin + S, SLOTS) * UNITS;
   for (int i = begin * UNITS + (int)get_local_id(0); i < end; i += LX) {
     const int slot = i / UNITS, u = i % UNITS;
-    __global float *x = qkv + slot * HEAD_DIM;
     const bool turns = u < ROTATED && slot < HEADS + KV_HEADS;
+#ifdef INTERLEAVED
+    const int at = 2 * u, at2 = 2 * u + 1;
+#else
+    const int at = turns ? u : 2 * u, at2 = turns ? u + ROTATED : 2 * u + 1;
+#endif
+    __global float *x = qkv + slot * HEAD_DIM;
+    VF a = VLOAD(at, x), b = VLOAD(at2, x);
+    if (turns) {
+      const FW turn = CAT(load, W)(u, table);
+      const VF c = turn.even, s = turn.odd;
+#ifdef INTERLEAVED
+      const FW pairs = (FW)(a, b);
+      FW turned = 0.0f;
+      turned.even = pairs.even * c - pairs.odd * s;
+      turned.odd = pairs.odd * c + pairs.even * s;
+      a = turned.lo;
+      b = turned.hi;
+#else
+      const VF first = a;
+      a = first * c - b * s;
+      b = b * c + first * s;
+#endif
+    }
     if (slot < HEADS) {
-      if (turns) {
-        const Unit out = rotated(x, table, u);
-        VSTORE(out.first, FIRST(u), x);
-        VSTORE(out.second, SECOND(u), x);
-      }
-    } else if (turns) {
-      const Unit out = rotated(x, table, u);
-      __global KV *k = k_cache + (slot - HEADS) * HEAD_DIM;
-      KVSTORE(out.first, FIRST(u), k);
-      KVSTORE(out.second, SECOND(u), k);
+      VSTORE(a, at, x);
+      VSTORE(b, at2, x);
     } else {
-      const bool key = slot < HEADS + KV_HEADS;
-      __global KV *to = key ? k_cache + (slot - HEADS) * HEAD_DIM
-                            : v_cache + (slot - HEADS - KV_HEADS) * HEAD_DIM;
-      KVSTORE(VLOAD(2 * u, x), 2 * u, to);
-      KVSTORE(VLOAD(2 * u + 1, x), 2 * u + 1, to);
+      __global KV *to = slot < HEADS + KV_HEADS ? k_cache + (slot - HEADS) * HEAD_DIM
+                                                : v_cache + (slot - HEADS - KV_HEADS) * HEAD_DIM;
+      KVSTORE(a, at, to);
+      KVSTORE(b, at2, to);
     }
   }
 }

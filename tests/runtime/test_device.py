@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from clk_devices import make_device, make_info, numbered
 from clkiln.errors import DeviceError, UsageError
 from clkiln.runtime import device as device_module
@@ -25,8 +28,6 @@ from clkiln.runtime.device import (
 )
 from clkiln.runtime.identity import IDENTITY_FIELDS
 from clkiln.runtime.opencl import cl
-from hypothesis import given
-from hypothesis import strategies as st
 
 NAMES = st.text("abcx: 0123456789-()", min_size=1, max_size=12).map(str.strip).filter(bool)
 

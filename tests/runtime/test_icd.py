@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from clkiln.runtime import icd
 from hypothesis import given
 from hypothesis import strategies as st
+
+from clkiln.runtime import icd
 
 FILES = st.dictionaries(
     st.text("abc", min_size=1, max_size=4).map("{}.icd".format),

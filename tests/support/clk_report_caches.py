@@ -1,4 +1,4 @@
-"""Cache files for the tests of the report: what a tuner would have written, made up and repeatable."""
+"""Cache files for the tests of the report, as a tuner would have written them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,81 @@
+# make help lists what there is. PYTHON=python3.12 chooses another Python.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Models are kept across runs of the tests and of the demo; `make clean` leaves them.
+MODELS := $(CURDIR)/.models
+MODEL := smollm2-135m
+MODEL_FILE := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
+
+# The demo names PoCL from pip, by its version, so that it runs the same on every machine.
+DEMO := $(CURDIR)/.demo
+DEMO_DEVICE ?= PoCL 3.0-rc2:
+QUESTION ?= What is the capital of France?
+DEMO_CLKILN = CLKILN_CACHE_DIR='$(DEMO)' CLKILN_MODELS_DIR='$(MODELS)' \
+	POCL_CACHE_DIR='$(DEMO)/pocl' $(BIN)/clkiln
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help install check format test test-long model demo clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "clkiln needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
+
+# What the demo needs, and what the tests need besides.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing clkiln into $(VENV)"
+	@$(PIP) -e '.[pocl,report]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing clkiln and its development tools into $(VENV)"
+	@$(PIP) -e '.[pocl,report,dev]'
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed-dev ## set up .venv with everything that development needs
+
+# mypy knows a package by its folder's name: the link gives the root the one it has when installed.
+check: $(VENV)/.installed-dev ## lint, formatting, types, who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@ln -sfn .. $(VENV)/clkiln
+	MYPYPATH=$(VENV) $(BIN)/mypy -p clkiln
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## format, and fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Tests that need the model skip without it, so no network is no failure.
+model: $(VENV)/.installed-dev ## fetch the model that the tests use
+	@test -s '$(MODEL_FILE)' || CLKILN_MODELS_DIR='$(MODELS)' $(BIN)/clkiln pull $(MODEL) || \
+	  echo "no model, tests that need one will be skipped: clkiln pull $(MODEL) failed" >&2
+
+test: check model ## everything that CI runs
+	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: install model ## the tests that take minutes
+	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+demo: $(VENV)/.installed ## tune a small model, ask it a question, report
+	@mkdir -p '$(DEMO)/pocl'
+	$(DEMO_CLKILN) pull $(MODEL)
+	$(DEMO_CLKILN) tune $(MODEL) --level fast --device '$(DEMO_DEVICE)'
+	$(DEMO_CLKILN) run $(MODEL) '$(QUESTION)' --temp 0 --device '$(DEMO_DEVICE)'
+	@echo "Once more, and this time nothing may be compiled:"
+	$(DEMO_CLKILN) run $(MODEL) '$(QUESTION)' --temp 0 --device '$(DEMO_DEVICE)' --require-cache
+	$(DEMO_CLKILN) report --device '$(DEMO_DEVICE)' --html '$(DEMO)/report.html'
+	@echo "Report: $(DEMO)/report.html"
+
+clean: ## remove what was built, tuned and cached here, but not the models
+	rm -rf $(VENV) '$(DEMO)' build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,144 @@
+"""A decoder as a list of steps: which operation on which tensors, for a number of tokens.
+
+The same function serves ``tune`` (which workloads are there?) and ``run`` (what to launch?), so
+the two can't disagree.
+
+Llama and Qwen2 differ only in what the configuration says (biases of q, k and v; which elements
+the rotary embedding pairs). Definition: Touvron et al., "LLaMA" (2023), section 2; grouped-query
+attention: Ainslie et al. (2023).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..kernels.types import Workload
+from ..kernels.uses import Phase, Use, layout_groups
+from .buckets import TOKENS, TUNED_CONTEXTS, context_bucket
+from .config import ModelConfig
+
+#: Decoded tokens and prefill passes of the typical request that the tuner optimises for.
+DECODE_STEPS, PREFILL_STEPS = 256, 4
+
+
+#: Operations whose argument ``w`` is a matrix in a layout, and not a vector.
+MATRIX_OPS = ("embedding", "gemm", "gemv")
+
+
+class WeightTypes(Protocol):
+    """Tells the dtype of a weight by the name that the graph gives it."""
+
+    def dtype(self, name: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launch. ``tensors`` maps the kernel's argument names (a weight's is ``w``) to tensors."""
+
+    workload: Workload
+    tensors: Mapping[str, str]
+
+
+class Graph:
+    """The steps of one model with one KV cache dtype."""
+
+    def __init__(self, config: ModelConfig, weights: WeightTypes, kv: str) -> None:
+        self.config, self.weights, self.kv = config, weights, kv
+
+    def body(self, m: int, ctx: int) -> Iterator[Step]:
+        """From token ids to the residual stream ``x``, for ``m`` tokens and a context bucket."""
+        c = self.config
+        embedding = Workload.of(
+            "embedding", n=c.vocab, k=c.hidden, m=m, w=self.weights.dtype("token_embd")
+        )
+        tokens = "pick" if m == 1 else "tokens"
+        yield Step(embedding, {"w": "token_embd", "tokens": tokens, "y": "x"})
+        for i in range(c.n_layers):
+            yield from self._attention(f"blk.{i}", m, ctx)
+            yield from self._feed_forward(f"blk.{i}", m)
+
+    def head(self) -> Iterator[Step]:
+        """From row 0 of ``x`` to ``logits`` and the greedy ``pick``."""
+        c = self.config
+        yield self._norm("output_norm", 1)
+        name = "token_embd" if c.tied else "output"
+        yield self._linear(name, 1, n=c.vocab, k=c.hidden, x="h", y="logits")
+        yield Step(Workload.of("argmax", n=c.vocab), {"x": "logits", "out": "pick"})
+
+    def _norm(self, name: str, m: int) -> Step:
+        c = self.config
+        workload = Workload.of("rmsnorm", d=c.hidden, m=m, eps=f"{c.rms_eps:.9g}")
+        return Step(workload, {"x": "x", "w": name, "y": "h"})
+
+    def _linear(
+        self, name: str, m: int, *, n: int, k: int, x: str, y: str, fuse: str = "none"
+    ) -> Step:
+        bias = name.endswith(".qkv") and self.config.qkv_bias
+        items = {"n": n, "k": k, "w": self.weights.dtype(name), "fuse": fuse}
+        items["bias"] = "yes" if bias else "no"
+        tensors = {"w": name, "x": x, "y": y, "bias": f"{name}.bias", "state": "state"}
+        if m == 1:
+            return Step(Workload.of("gemv", **items), tensors)
+        return Step(Workload.of("gemm", **items, m=m), tensors)
+
+    def _attention(self, layer: str, m: int, ctx: int) -> Iterator[Step]:
+        c = self.config
+        heads = {"heads": c.n_heads, "kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
+        caches = {"k_cache": f"{layer}.k_cache", "v_cache": f"{layer}.v_cache", "state": "state"}
+        yield self._norm(f"{layer}.attn_norm", m)
+        yield self._linear(
+            f"{layer}.qkv", m, n=c.q_dim + 2 * c.kv_dim, k=c.hidden, x="h", y="qkv"
+        )
+        rope = Workload.of(
+            "rope", **heads, rope_dim=c.rope_dim, style=c.rope_style, kv=self.kv, m=m,
+            ctx=context_bucket(m),
+        )  # fmt: skip
+        yield Step(rope, {**caches, "table": "rope_table", "qkv": "qkv"})
+        attention = Workload.of("attention_decode", **heads, kv=self.kv, ctx=ctx)
+        if m > 1:
+            attention = Workload.of("attention_prefill", **heads, kv=self.kv, ctx=ctx, m=m)
+        yield Step(attention, {**caches, "qkv": "qkv", "out": "attention"})
+        yield self._linear(
+            f"{layer}.attn_output", m, n=c.hidden, k=c.q_dim, x="attention", y="x", fuse="add"
+        )
+
+    def _feed_forward(self, layer: str, m: int) -> Iterator[Step]:
+        c = self.config
+        yield self._norm(f"{layer}.ffn_norm", m)
+        yield self._linear(
+            f"{layer}.gate_up", m, n=c.intermediate, k=c.hidden, x="h", y="ff", fuse="swiglu"
+        )
+        yield self._linear(
+            f"{layer}.ffn_down", m, n=c.hidden, k=c.intermediate, x="ff", y="x", fuse="add"
+        )
+
+
+def uses(graph: Graph, context: int) -> list[Use]:
+    """Every workload that a model launches, for the tuner; ``context`` is the model's limit."""
+    contexts = [c for c in TUNED_CONTEXTS if c <= context_bucket(context)]
+    passes: list[tuple[Phase, float, list[Step]]] = []
+    for ctx in contexts:
+        share = 1 if ctx == contexts[0] else 0.25
+        passes.append(("decode", DECODE_STEPS * share, [*graph.body(1, ctx), *graph.head()]))
+    for m in TOKENS:
+        fitting = [c for c in contexts if c >= m] if m == TOKENS[-1] else contexts[:1]
+        for ctx in fitting:
+            share = 1 if ctx == fitting[0] else 0.25
+            passes.append(("prefill", PREFILL_STEPS * share, list(graph.body(m, ctx))))
+    readers = [
+        (step.workload, step.tensors["w"])
+        for _, _, steps in passes
+        for step in steps
+        if step.workload.op in MATRIX_OPS
+    ]
+    groups = layout_groups(readers)
+    found: dict[Workload, Use] = {}
+    for phase, share, steps in passes:
+        for workload, count in Counter(step.workload for step in steps).items():
+            # Whatever does not depend on the context appears in the first pass already.
+            use = Use(workload, phase, count, share, groups.get(workload))
+            found.setdefault(workload, use)
+    return list(found.values())

@@ -1,0 +1,210 @@
+"""From steps to launches: chosen configurations, loaded programs, arguments bound once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import OpenCLError, UnsupportedOperation
+from ..harness.operation import Operation, label_of, source_of
+from ..kernels import SPECS
+from ..kernels.types import Config, Geometry, Workload
+from ..runtime.context import Context
+from ..runtime.launch import Launch
+from ..runtime.memory import Tensor
+from ..runtime.program import ProgramLoader
+from .choose import Choice, Chooser
+from .graph import MATRIX_OPS, Step
+from .resident import ResidentWeights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A launch, and what is needed to give it the geometry of a smaller step."""
+
+    launch: Launch
+    workload: Workload
+    config: Config
+
+    def geometry(self, m: int) -> Geometry:
+        items = dict(self.workload.items)
+        fits = self.workload.replace(m=m) if "m" in items else self.workload
+        return SPECS[self.workload.op].geometry(fits, self.config)
+
+
+class Plan:
+    """Launches in order. The first run times each program's first launch."""
+
+    def __init__(self, steps: Sequence[BoundStep], seen: dict[int, float]) -> None:
+        self.steps = steps
+        self._geometries: dict[int, list[Geometry]] = {}
+        self._seen = seen
+        self._fresh = True
+
+    def run(self, m: int) -> None:
+        """Enqueue every launch for ``m`` tokens."""
+        if m not in self._geometries:
+            self._geometries[m] = [step.geometry(m) for step in self.steps]
+        if self._fresh:
+            self._first_run(self._geometries[m])
+            self._fresh = False
+            return
+        for step, geometry in zip(self.steps, self._geometries[m], strict=True):
+            step.launch.enqueue(geometry)
+
+    def _first_run(self, geometries: Sequence[Geometry]) -> None:
+        """Run once, and note by how much each program's first launch exceeds its second."""
+        repeated: set[int] = set()
+        for step, geometry in zip(self.steps, geometries, strict=True):
+            program = step.launch.program
+            new = id(program) not in self._seen
+            if not new and (id(program) in repeated or self._seen[id(program)] == 0):
+                step.launch.enqueue(geometry)
+                continue
+            program.context.finish()
+            start = time.perf_counter()
+            step.launch.enqueue(geometry)
+            program.context.finish()
+            took = time.perf_counter() - start
+            if new:
+                self._seen[id(program)] = took
+            else:
+                self._seen[id(program)] = max(0.0, self._seen[id(program)] - took)
+                repeated.add(id(program))
+
+
+class Planner:
+    """Binds steps to what lies on one device. Launches are shared between plans.
+
+    ``tensors`` holds activations, caches and vectors by the graph's names and may be changed;
+    :meth:`forget` drops the launches that were bound to a tensor that was replaced.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        loader: ProgramLoader,
+        chooser: Chooser,
+        resident: ResidentWeights,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.context, self.loader, self.chooser = context, loader, chooser
+        self.resident, self.warn = resident, warn
+        self.tensors: dict[str, Tensor] = {}
+        self.choices: dict[Workload, Choice] = {}
+        self.first_launches: dict[int, float] = {}
+        self._launches: dict[tuple[Workload, tuple[tuple[str, str], ...]], BoundStep] = {}
+
+    def resolve(self, steps: Iterable[Step]) -> list[Choice]:
+        """Choose for every workload of ``steps``, before anything is allocated for it.
+
+        A linear layer's decode workload decides its weight's layout; whatever else reads that
+        weight takes a configuration for the same layout. Parameters tuned under another driver
+        are verified here. Raises :class:`~clkiln.errors.UnsupportedOperation`, naming all
+        operations that this device can't run.
+        """
+        readers: dict[Workload, set[str]] = {}
+        for step in steps:
+            if step.workload not in self.choices:
+                weight = {step.tensors["w"]} if _reads_matrix(step) else set()
+                readers.setdefault(step.workload, set()).update(weight)
+        missing: list[str] = []
+        # GEMV first: it decides layouts.
+        for workload in sorted(readers, key=lambda w: (w.op != "gemv", str(w))):
+            layouts = {self.resident.layouts.get(name) for name in readers[workload]} - {None}
+            layout = layouts.pop() if layouts else None
+            try:
+                choice = self._verified(self.chooser.choose(workload, layout), layout)
+            except UnsupportedOperation as error:
+                missing.append(str(error))
+                continue
+            self.choices[workload] = choice
+            chosen = SPECS[workload.op].layout(workload, choice.config)
+            for name in readers[workload]:
+                self.resident.layouts.setdefault(name, str(chosen))
+        if missing:
+            raise UnsupportedOperation("; ".join(missing))
+        return [self.choices[workload] for workload in readers]
+
+    def load(self, choices: Iterable[Choice]) -> None:
+        """Programs of ``choices``: one query of the cache file, then from binary or source."""
+        pairs = [(choice, source_of(choice.workload, choice.config)) for choice in choices]
+        self.loader.prefetch(source for _, source in pairs)
+        for choice, source in pairs:
+            self.loader.load(source, label_of(choice.workload, choice.config))
+
+    def plan(self, steps: Sequence[Step]) -> Plan:
+        """Bind ``steps``; their weights and tensors must be there."""
+        self.load(self.resolve(steps))
+        return Plan([self._bind(step) for step in steps], self.first_launches)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop launches bound to the tensors called ``names``."""
+        gone = set(names)
+        self._launches = {
+            key: step
+            for key, step in self._launches.items()
+            if gone.isdisjoint(name for _, name in key[1])
+        }
+
+    def _bind(self, step: Step) -> BoundStep:
+        key = (step.workload, tuple(sorted(step.tensors.items())))
+        if key not in self._launches:
+            choice = self.choices[step.workload]
+            program = self.loader.load(
+                source_of(step.workload, choice.config), label_of(step.workload, choice.config)
+            )
+            spec = SPECS[step.workload.op]
+            tensors = [
+                self.resident.part(step.tensors["w"], argument.name.partition(".")[2])
+                if argument.role == "weight"
+                else self.tensors[step.tensors[argument.name]]
+                for argument in spec.arguments(step.workload, choice.config)
+            ]
+            launch = Launch(program, tensors, spec.geometry(step.workload, choice.config))
+            self._launches[key] = BoundStep(launch, step.workload, choice.config)
+        return self._launches[key]
+
+    def _verified(self, choice: Choice, layout: str | None) -> Choice:
+        """``choice``, or another one if its parameters, tuned under another driver, are wrong here."""
+        while choice.origin == "older driver":
+            fact = f"verified {choice.workload}"
+            store, driver = self.chooser.store, self.chooser.driver
+            if store.fact(fact, driver=driver) == str(choice.config):
+                break
+            operation = Operation(self.context, choice.workload)
+            try:
+                program = self.loader.load(
+                    source_of(choice.workload, choice.config),
+                    label_of(choice.workload, choice.config),
+                )
+                verdict = operation.verify(program, choice.config)
+                problem = verdict.message
+            except OpenCLError as error:
+                problem = str(error)
+            if not problem:
+                store.set_fact(fact, str(choice.config), driver=driver)
+                break
+            self.warn(
+                f"{label_of(choice.workload, choice.config)} was tuned under another driver and "
+                f"is wrong under this one, using another: {problem}"
+            )
+            self.chooser.ban(choice)
+            choice = self.chooser.choose(choice.workload, layout)
+        return choice
+
+
+def _reads_matrix(step: Step) -> bool:
+    return step.workload.op in MATRIX_OPS
+
+
+def origins(choices: Mapping[Workload, Choice]) -> dict[str, int]:
+    """How many workloads run by which kind of choice."""
+    counts: dict[str, int] = {}
+    for choice in choices.values():
+        counts[choice.origin] = counts.get(choice.origin, 0) + 1
+    return counts

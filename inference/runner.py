@@ -1,0 +1,227 @@
+"""Runs a model's steps on a device: tokens in, logits out. Knows no text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import ContextLengthError, GenerationError
+from ..kernels.types import Array
+from ..runtime.context import Context
+from ..runtime.memory import Tensor
+from ..runtime.program import ProgramLoader
+from .buckets import CHUNK, TOKENS, context_bucket, token_bucket
+from .choose import Chooser
+from .config import ModelConfig
+from .graph import MATRIX_OPS, Graph, Step
+from .plan import Plan, Planner
+from .resident import ResidentWeights
+from .weights import Weights
+
+#: Bits of the argmax kernel's status.
+NOT_FINITE, ALL_EQUAL = 1, 2
+KV_DTYPES = {"f16": np.float16, "f32": np.float32}
+
+
+@dataclass
+class LoadTimes:
+    """Seconds of a start, by part."""
+
+    weights: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Runner:
+    """One sequence on one device. ``length`` positions are in the KV cache.
+
+    ``limit`` is the context: more positions raise :class:`~clkiln.errors.ContextLengthError`. The
+    KV cache grows towards it by doubling.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        loader: ProgramLoader,
+        chooser: Chooser,
+        weights: Weights,
+        config: ModelConfig,
+        *,
+        limit: int,
+        kv: str = "f16",
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.context, self.loader, self.config, self.limit = context, loader, config, limit
+        self.weights, self.kv, self.length, self.capacity = weights, kv, 0, 0
+        self.graph = Graph(config, weights, kv)
+        self.planner = Planner(
+            context, loader, chooser, ResidentWeights(context, weights), warn
+        )
+        self.load_times = LoadTimes()
+        self._plans: dict[tuple[int, int], Plan] = {}
+        self._rows = 1
+        self._load()
+
+    # -- running -------------------------------------------------------------------------------
+
+    def reset(self, length: int = 0) -> None:
+        """Forget all positions from ``length`` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"can't keep {length} of {self.length} positions")
+        self.length = length
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Append ``tokens`` to the sequence; afterwards logits and pick are those of the last.
+
+        Raises :class:`~clkiln.errors.ContextLengthError`, with nothing done, if they don't fit.
+        """
+        if not tokens:
+            raise ValueError("no tokens to feed")
+        self._check(tokens)
+        for start in range(0, len(tokens), CHUNK):
+            self._body(tokens[start : start + CHUNK])
+        self._head_plan().run(1)
+        self.loader.keep_fresh()
+
+    def feed_pick(self) -> None:
+        """Append the token that is the device's own pick: a greedy step without a copy of it."""
+        self._check([0])
+        self._body(None)
+        self._head_plan().run(1)
+
+    def pick(self, step: int) -> int:
+        """The greedy token. Raises :class:`~clkiln.errors.GenerationError` on bad logits."""
+        token, status = (int(v) for v in self.planner.tensors["pick"].read())
+        if status:
+            what = "are not finite" if status & NOT_FINITE else "are all equal"
+            raise GenerationError(
+                f"step {step}: the logits {what} on {self.context.info.name}: no token can be "
+                f"trusted (another --variant or --device may work)"
+            )
+        return token
+
+    def logits(self) -> Array:
+        """float32 ``[vocab]`` of the last position."""
+        return self.planner.tensors["logits"].read()
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if self.length + len(tokens) > self.limit:
+            raise ContextLengthError(
+                f"{len(tokens)} tokens behind {self.length} don't fit into a context of "
+                f"{self.limit}: shorten the prompt or raise --ctx-size"
+            )
+        if min(tokens) < 0 or max(tokens) >= self.config.vocab:
+            raise ValueError(f"a token id outside 0 to {self.config.vocab - 1}")
+
+    def _body(self, tokens: Sequence[int] | None) -> None:
+        """Run the layers over ``tokens`` (None: the pick); the last row ends as row 0 of x."""
+        m = 1 if tokens is None else len(tokens)
+        self._grow(self.length + m)
+        plan = self._body_plan(token_bucket(m), context_bucket(self.length + m))
+        tensors = self.planner.tensors
+        if tokens is not None:
+            target = tensors["pick" if m == 1 else "tokens"]
+            target.write(np.array(tokens, np.int32))
+        tensors["state"].write(np.array([self.length, m, 0, 0], np.int32))
+        plan.run(m)
+        self.length += m
+        if m > 1:
+            tensors["x"].move(self.config.hidden * (m - 1), self.config.hidden)
+
+    def _body_plan(self, m: int, ctx: int) -> Plan:
+        if (m, ctx) not in self._plans:
+            self._room(m)
+            self._plans[m, ctx] = self.planner.plan(list(self.graph.body(m, ctx)))
+        return self._plans[m, ctx]
+
+    def _head_plan(self) -> Plan:
+        if (0, 0) not in self._plans:
+            self._plans[0, 0] = self.planner.plan(list(self.graph.head()))
+        return self._plans[0, 0]
+
+    # -- memory ----------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Choose for decoding, allocate, load programs and weights."""
+        steps = [*self.graph.body(1, context_bucket(1)), *self.graph.head()]
+        choices = self.planner.resolve(steps)
+        start = time.perf_counter()
+        self.planner.resident.upload(_weights(steps))
+        self._vectors(steps)
+        self.load_times.weights = time.perf_counter() - start
+        tensors, c = self.planner.tensors, self.config
+        for name, shape, dtype in (
+            ("state", 4, np.int32),
+            ("pick", 2, np.int32),
+            ("logits", c.vocab, np.float32),
+        ):
+            tensors[name] = self.context.empty((shape,), dtype, what=name)
+        self._activations(1)
+        self._grow(min(self.limit, context_bucket(1)))
+        self.planner.load(choices)
+
+    def _vectors(self, steps: Sequence[Step]) -> None:
+        """Norms and biases; a weight that is no matrix is a vector of the file."""
+        for step in steps:
+            names = [step.tensors["w"]] if step.workload.op == "rmsnorm" else []
+            if step.workload.op == "gemv" and step.workload.tag("bias") == "yes":
+                names.append(step.tensors["bias"])
+            for name in names:
+                if name not in self.planner.tensors:
+                    data = self.weights.vector(name)
+                    self.planner.tensors[name] = self.context.upload(data, what=name)
+
+    def _activations(self, rows: int) -> None:
+        c = self.config
+        widths = {
+            "x": c.hidden,
+            "h": c.hidden,
+            "qkv": c.q_dim + 2 * c.kv_dim,
+            "attention": c.q_dim,
+            "ff": c.intermediate,
+        }
+        for name, width in widths.items():
+            self._replace(name, self.context.empty((rows, width), np.float32, what=name))
+        self._replace("tokens", self.context.empty((rows,), np.int32, what="tokens"))
+        self._rows = rows
+
+    def _room(self, m: int) -> None:
+        """Make activations large enough for steps of ``m`` tokens."""
+        if m > self._rows:
+            self._activations(next(size for size in TOKENS if m <= size))
+            self._plans.clear()
+
+    def _grow(self, positions: int) -> None:
+        """Make KV cache and rotary table large enough, doubling, keeping what is in them."""
+        if positions <= self.capacity:
+            return
+        capacity = min(self.limit, max(positions, 2 * self.capacity))
+        c = self.config
+        for layer in range(c.n_layers):
+            for kind in ("k", "v"):
+                name = f"blk.{layer}.{kind}_cache"
+                shape = (capacity, c.n_kv_heads, c.head_dim)
+                tensor = self.context.empty(shape, KV_DTYPES[self.kv], what=f"KV cache {name}")
+                if self.length:
+                    tensor.take(self.planner.tensors[name], self.length * c.kv_dim)
+                self._replace(name, tensor)
+        table = self.context.upload(self.weights.rope_table(capacity), what="rotary table")
+        self._replace("rope_table", table)
+        self.capacity = capacity
+        self._plans.clear()
+
+    def _replace(self, name: str, tensor: Tensor) -> None:
+        old = self.planner.tensors.pop(name, None)
+        self.planner.tensors[name] = tensor
+        if old is not None:
+            self.planner.forget([name])
+            old.release()
+
+
+def _weights(steps: Sequence[Step]) -> list[str]:
+    """Names of the matrices that ``steps`` read."""
+    return list(dict.fromkeys(s.tensors["w"] for s in steps if s.workload.op in MATRIX_OPS))

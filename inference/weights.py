@@ -1,0 +1,62 @@
+"""A model's weights under the names that the graph uses, from the file's own memory map."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..kernels.types import Array
+from ..kernels.weights import Matrix, concatenate
+from .config import ModelConfig
+from .gguf import GGUFFile
+
+
+class Weights:
+    """Logical weights. ``qkv`` and ``gate_up`` are their parts stacked; nothing is kept."""
+
+    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
+        self.file, self.config = file, config
+
+    def parts(self, name: str) -> list[str]:
+        """The tensors of the file whose rows, one below the other, are the weight ``name``."""
+        layer, _, last = name.rpartition(".")
+        stacked = {
+            "qkv": ("attn_q", "attn_k", "attn_v"),
+            "gate_up": ("ffn_gate", "ffn_up"),
+        }.get(last, (last,))
+        return [f"{layer}.{part}" if layer else part for part in stacked]
+
+    def dtype(self, name: str) -> str:
+        """The dtype of a matrix; parts of several dtypes are widened to float32."""
+        dtypes = {self.file.tensors[f"{part}.weight"].dtype for part in self.parts(name)}
+        return dtypes.pop() if len(dtypes) == 1 else "f32"
+
+    def matrix(self, name: str) -> Matrix:
+        """The matrix ``name``: a view of the file where it is one tensor of the file."""
+        matrices = []
+        for part in self.parts(name):
+            info = self.file.tensors[f"{part}.weight"]
+            raw = self.file.raw(f"{part}.weight")
+            matrices.append(Matrix(info.dtype, info.shape[1], raw))
+        return concatenate(matrices)
+
+    def vector(self, name: str) -> Array:
+        """A norm's weights or a bias (``blk.0.qkv.bias``) as float32."""
+        layer, _, kind = name.rpartition(".")
+        if kind != "bias":
+            return self.file.raw(f"{name}.weight").astype(np.float32)
+        return np.concatenate(
+            [self.file.raw(f"{part}.bias").astype(np.float32) for part in self.parts(layer)]
+        )
+
+    def rope_table(self, positions: int) -> Array:
+        """float32 ``[positions, rope_dim / 2, 2]``: cosine and sine of each position's angles.
+
+        Angles are computed in float64: Su et al., "RoFormer" (2021), equation 15, with positions
+        divided by the linear scale and frequencies by the file's own factors, if any.
+        """
+        c = self.config
+        frequencies = c.rope_theta ** -(np.arange(0, c.rope_dim, 2) / c.rope_dim)
+        if c.rope_factors:
+            frequencies = frequencies / self.file.raw("rope_freqs.weight").astype(np.float64)
+        angles = np.outer(np.arange(positions) / c.rope_scale, frequencies)
+        return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)

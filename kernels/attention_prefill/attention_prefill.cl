@@ -1,0 +1,121 @@
+// Causal attention of m = state[1] tokens to the positions 0 .. state[0] + m - 1 of the KV cache.
+//
+//   HEADS, KV_HEADS, HEAD_DIM, SCALE      KV_F16 | KV_F32
+//   LX  work-items to a group      V  query rows to a work-item, one in each lane
+//   T   positions to a step        UD  unrolling along the head      W  width of a cache load
+//
+// The rows of a KV head are the pairs of a token and one of the head's query heads: row r is query
+// head r % GROUP of token r / GROUP. With rows in lanes no score is summed across lanes, and T keys
+// and values are read and widened once for LX * V rows. Dimension 0 counts blocks of rows, the last
+// first, because they have most positions to attend to; dimension 1 counts KV heads.
+#include "vec.clh"
+
+#define GROUP (HEADS / KV_HEADS)
+#define ROW ((HEADS + 2 * KV_HEADS) * HEAD_DIM)
+
+#ifdef KV_F16
+#define WIDE_LOAD CAT(half_load, W)
+#else
+#define WIDE_LOAD CAT(load, W)
+#endif
+#define WIDE_STORE CAT(store, W)
+
+// What several items read, they share.
+#if LX > 1
+#define TILE_SPACE __local
+#define TILE_BARRIER barrier(CLK_LOCAL_MEM_FENCE)
+#else
+#define TILE_SPACE __private
+#define TILE_BARRIER
+#endif
+
+// Positions first .. first + T - 1 as float32; past the end the last position stands in.
+static inline void read_tile(__global const KV *cache, TILE_SPACE float *tile, const int first,
+                             const int end) {
+  for (int i = get_local_id(0); i < T * HEAD_DIM / W; i += LX) {
+    const int t = i / (HEAD_DIM / W), j = i % (HEAD_DIM / W);
+    __global const KV *row = cache + (size_t)min(first + t, end - 1) * (KV_HEADS * HEAD_DIM);
+    WIDE_STORE(WIDE_LOAD(j, row), i, tile);
+  }
+}
+
+__kernel REQD void attention_prefill(__global const int *restrict state,
+                                     __global const float *restrict qkv,
+                                     __global const KV *restrict k_cache,
+                                     __global const KV *restrict v_cache,
+                                     __global float *restrict out) {
+  TILE_SPACE float k_tile[T * HEAD_DIM];
+  TILE_SPACE float v_tile[T * HEAD_DIM];
+  const int pos = state[0], rows = state[1] * GROUP;
+  const int block = (get_num_groups(0) - 1 - get_group_id(0)) * LX * V;
+  if (block >= rows) return;  // the whole group: no barrier is missed
+  const int end = pos + (min(block + LX * V, rows) - 1) / GROUP + 1;
+  const int first = block + (int)get_local_id(0) * V;
+  const int kv_head = get_global_id(1);
+  k_cache += kv_head * HEAD_DIM;
+  v_cache += kv_head * HEAD_DIM;
+  qkv += kv_head * GROUP * HEAD_DIM;
+  out += kv_head * GROUP * HEAD_DIM;
+
+  // Lanes past the last row repeat it and are not written.
+  VF q[HEAD_DIM], acc[HEAD_DIM];
+  int counts[V];
+  for (int lane = 0; lane < V; ++lane) {
+    const int row = min(first + lane, rows - 1);
+    __global const float *from = qkv + (size_t)(row / GROUP) * ROW + row % GROUP * HEAD_DIM;
+#pragma unroll UD
+    for (int d = 0; d < HEAD_DIM; ++d) ((float *)q)[d * V + lane] = from[d] * SCALE;
+    counts[lane] = pos + row / GROUP + 1;
+  }
+  const VI count = VLOAD(0, counts);
+#pragma unroll UD
+  for (int d = 0; d < HEAD_DIM; ++d) acc[d] = 0.0f;
+  VF peak = -INFINITY, sum = 0.0f;
+
+  for (int step = 0; step < end; step += T) {
+    TILE_BARRIER;
+    read_tile(k_cache, k_tile, step, end);
+    read_tile(v_cache, v_tile, step, end);
+    TILE_BARRIER;
+    VF scores[T];
+#pragma unroll
+    for (int t = 0; t < T; ++t) scores[t] = 0.0f;
+#pragma unroll UD
+    for (int d = 0; d < HEAD_DIM; ++d) {
+#pragma unroll
+      for (int t = 0; t < T; ++t) scores[t] = q[d] * k_tile[t * HEAD_DIM + d] + scores[t];
+    }
+    // Position 0 is seen by every row, so the peak is finite from the first step on.
+    VF most = peak;
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+      scores[t] = select(scores[t], (VF)(-INFINITY), (VI)(step + t) >= count);
+      most = fmax(most, scores[t]);
+    }
+    const VF shrink = exp(peak - most);
+    peak = most;
+    sum *= shrink;
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+      scores[t] = exp(scores[t] - most);
+      sum += scores[t];
+    }
+#pragma unroll UD
+    for (int d = 0; d < HEAD_DIM; ++d) {
+      VF a = acc[d] * shrink;
+#pragma unroll
+      for (int t = 0; t < T; ++t) a = scores[t] * v_tile[t * HEAD_DIM + d] + a;
+      acc[d] = a;
+    }
+  }
+
+  float sums[V];
+  VSTORE(sum, 0, sums);
+  for (int lane = 0; lane < V && first + lane < rows; ++lane) {
+    const int row = first + lane;
+    const float scale = 1.0f / sums[lane];
+    __global float *to = out + (size_t)(row / GROUP) * (HEADS * HEAD_DIM) + row % GROUP * HEAD_DIM;
+#pragma unroll UD
+    for (int d = 0; d < HEAD_DIM; ++d) to[d] = ((const float *)acc)[d * V + lane] * scale;
+  }
+}

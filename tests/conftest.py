@@ -1,0 +1,51 @@
+"""What every test runs in: folders of its own, and none of the user's settings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_FOLDER = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment before any test module imports OpenCL, and for every child process.
+
+    The drivers read their settings once, so a fixture would come too late.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="clkiln-tests-"))
+    config.stash[_FOLDER] = folder
+    for name in [n for n in os.environ if n.startswith("CLKILN_") and n != "CLKILN_TEST_MODEL"]:
+        del os.environ[name]
+    (folder / "pocl").mkdir()
+    os.environ["CLKILN_CACHE_DIR"] = str(folder / "clkiln")
+    os.environ["POCL_CACHE_DIR"] = str(folder / "pocl")
+    os.environ["PYOPENCL_NO_CACHE"] = "1"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty ``CLKILN_CACHE_DIR`` for one test."""
+    folder = tmp_path / "clkiln-cache"
+    folder.mkdir()
+    monkeypatch.setenv("CLKILN_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_file() -> Path:
+    """The small real model; ``make model`` fetches it. Tests skip where it is not there."""
+    name = os.environ.get("CLKILN_TEST_MODEL")
+    if not name:
+        pytest.skip("needs the small model: set CLKILN_TEST_MODEL, or run make test")
+    if not Path(name).is_file():
+        pytest.skip(f"needs the small model: {name} is not there (no network?)")
+    return Path(name)

@@ -1,0 +1,150 @@
+"""Sampling: the right sets, the right frequencies, the same tokens again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from clkiln.errors import GenerationError, UsageError
+from clkiln.inference.sampling import Sampler, check_logits
+
+# Few distinct values, so that ties are the rule.
+TIED = arrays(np.float32, st.integers(1, 40), elements=st.integers(-3, 3).map(float))
+SPREAD = arrays(np.float32, st.integers(1, 40), elements=st.floats(-30, 30, width=32))
+
+
+def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    return weights / weights.sum()
+
+
+def by_likelihood(logits: np.ndarray) -> list[int]:
+    return sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+
+
+def allowed(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> list[int]:
+    """The ids that may come up, told plainly: sort, cut to k, then take until p is reached."""
+    order = by_likelihood(logits)[: top_k or None]
+    likely = softmax(logits[order], temperature)
+    taken = [0.0, *np.cumsum(likely)]
+    return [id for id, before in zip(order, taken, strict=False) if before < top_p - 1e-12]
+
+
+@given(logits=TIED | SPREAD)
+def test_greedy_is_the_first_of_the_largest(logits: np.ndarray) -> None:
+    assert Sampler(0).pick(logits) == by_likelihood(logits)[0]
+
+
+@settings(deadline=None)
+@given(
+    logits=TIED | SPREAD,
+    temperature=st.floats(0.1, 5),
+    top_k=st.integers(0, 45),
+    top_p=st.floats(0.05, 1),
+    seed=st.integers(0, 2**40),
+)
+def test_only_allowed_tokens_come_up(
+    logits: np.ndarray, temperature: float, top_k: int, top_p: float, seed: int
+) -> None:
+    sampler = Sampler(temperature, top_k, top_p, seed)
+    expected = allowed(logits, temperature, top_k, top_p + 1e-9)
+    assert {sampler.pick(logits) for _ in range(20)} <= set(expected)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.8), (6, 0.7), (1, 1.0)])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_are_the_probabilities(top_k: int, top_p: float, temperature: float) -> None:
+    logits = np.random.default_rng(3).normal(0, 1.5, 12).astype(np.float32)
+    ids = allowed(logits, temperature, top_k, top_p)
+    expected = np.zeros(12)
+    expected[ids] = softmax(logits[ids], temperature)
+    sampler, count = Sampler(temperature, top_k, top_p, seed=11), 20000
+    found = np.bincount([sampler.pick(logits) for _ in range(count)], minlength=12) / count
+    # Five standard deviations of a frequency.
+    assert (np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / count)).all()
+
+
+def test_nucleus_of_a_flat_distribution_is_large() -> None:
+    logits = np.zeros(5000, np.float32)
+    logits[4999] = 0.001
+    picks = {Sampler(1.0, 0, 0.5, seed).pick(logits) for seed in range(400)}
+    # The likeliest one, then the lowest ids, until half of the weight is reached.
+    assert max(picks - {4999}) < 2501
+    assert max(picks - {4999}) > 2300
+
+
+def test_one_seed_one_sequence() -> None:
+    logits = np.random.default_rng(0).normal(0, 1, (50, 100)).astype(np.float32)
+
+    def draw(seed: int | None) -> tuple[int, list[int]]:
+        sampler = Sampler(1.0, seed=seed)
+        return sampler.seed, [sampler.pick(row) for row in logits]
+
+    assert draw(7) == draw(7)
+    assert draw(7)[1] != draw(8)[1]
+    seed, drawn = draw(None)
+    assert draw(seed)[1] == drawn
+    assert draw(None)[0] != seed
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-3])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    logits = np.array([1, 30000, -30000, 29990], np.float32)
+    sampler = Sampler(temperature, seed=1)
+    assert {sampler.pick(logits) for _ in range(50)} == {1}
+
+
+def test_tokens_without_weight_never_come_up() -> None:
+    logits = np.array([-1e30, 0, -1e30, 0, -1e30], np.float32)
+    sampler = Sampler(1.0, seed=2)
+
+    class Ends:
+        """The ends of the range of random numbers, where rounding bites."""
+
+        values = iter([0.0, 1 - 2**-53] * 5)
+
+        def random(self) -> float:
+            return next(self.values)
+
+    sampler._random = Ends()  # type: ignore[assignment]
+    assert [sampler.pick(logits) for _ in range(10)] == [1, 3] * 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.1}, "temperature -0.1"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"temperature": float("inf")}, "temperature inf"),
+        ({"top_k": -1}, "top-k -1"),
+        ({"top_p": 0.0}, "top-p 0.0"),
+        ({"top_p": 1.1}, "top-p 1.1"),
+        ({"top_p": float("nan")}, "top-p nan"),
+        ({"seed": -1}, "seed -1"),
+    ],
+)
+def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Sampler(**options)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@given(place=st.integers(0, 99))
+def test_logits_that_are_not_finite_are_found(bad: float, place: int) -> None:
+    logits = np.linspace(-1, 1, 100, dtype=np.float32)
+    check_logits(logits, 3, "pocl")
+    logits[place] = bad
+    with pytest.raises(GenerationError, match="1 of 100 logits are not finite at step 3 on pocl"):
+        check_logits(logits, 3, "pocl")
+
+
+def test_equal_logits_are_found() -> None:
+    check_logits(np.zeros(1, np.float32), 0, "pocl")
+    with pytest.raises(GenerationError, match="all 9 logits are 0 at step 4 on pocl"):
+        check_logits(np.zeros(9, np.float32), 4, "pocl")
