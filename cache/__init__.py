@@ -1,0 +1,1 @@
+"""The per-device cache file: bytes, keys, rows. It knows nothing of what a kernel means."""

@@ -119,8 +119,8 @@ def _probe(path: Path) -> None:
     """
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
     try:
-        # Else SQLite refuses a header that counts more pages than there are, as a writer leaves it
-        # that is killed in its first commit. The journal mends that, once the file is known as ours.
+        # Else SQLite refuses a header that counts more pages than there are. A writer killed in its
+        # first commit leaves one, and the journal mends it once the file is known to be ours.
         connection.execute("PRAGMA writable_schema = ON")
         application, version = schema.identity(connection)
         # Empty by now: another process has rolled back what a killed one had begun to write.

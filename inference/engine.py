@@ -246,6 +246,7 @@ class Engine:
                 runner.feed([token])
             token = self._next(sampler, produced)
         end = time.perf_counter()
+        runner.loader.keep_fresh()
         completion.timing = {
             "prefill_s": first - start,
             "decode_s": end - first,

@@ -70,6 +70,7 @@ class Plan:
             step.launch.enqueue(geometry)
             program.context.finish()
             took = time.perf_counter() - start
+            program.launched = True
             if new:
                 self._seen[id(program)] = took
             else:

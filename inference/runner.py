@@ -83,7 +83,6 @@ class Runner:
         for start in range(0, len(tokens), CHUNK):
             self._body(tokens[start : start + CHUNK])
         self._head_plan().run(1)
-        self.loader.keep_fresh()
 
     def feed_pick(self) -> None:
         """Append the token that is the device's own pick: a greedy step without a copy of it."""

@@ -70,8 +70,9 @@ class Sampler:
             return int(np.argmax(logits))
         ids, weights = self._candidates(logits)
         total = np.cumsum(weights)
-        # Kept below the total, which the product may round up to: no token of weight 0 is drawn.
-        drawn = min(self._random.random() * total[-1], np.nextafter(total[-1], 0))
+        # random() ends at 1 - 2^-53, and such a product rounds below the total: a token of weight 0
+        # is never drawn.
+        drawn = self._random.random() * total[-1]
         return int(ids[np.searchsorted(total, drawn, side="right")])
 
     def _candidates(self, logits: Logits) -> tuple[NDArray[np.intp], NDArray[np.float64]]:

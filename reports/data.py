@@ -21,7 +21,10 @@ from ..kernels import SPECS
 from .model import DriverReport, KernelReport, Report, Roof, RunReport, Speed, Totals
 from .results import count, in_order, kernel_reports, operation, positive
 
+#: Facts of this name are what the engine measured of itself; the model's digest follows.
 SPEED = "speed:"
+#: Digits of a digest that stand for a model whose name is not known.
+_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,11 @@ def collect(path: str | os.PathLike[str], kernel: str | None = None) -> Report:
     ``kernel`` is an operation's name or a part of a workload's text. Raises :class:`CacheError`
     for a file that is missing or no cache file.
     """
-    contents = read(Path(path))
+    return build(read(Path(path)), kernel)
+
+
+def build(contents: Contents, kernel: str | None = None) -> Report:
+    """The report of rows that were read; see :func:`collect`."""
     workloads = (
         *(trial.workload for trial in contents.trials),
         *(best.workload for best in contents.best),
@@ -174,10 +181,10 @@ def _speeds(facts: Mapping[str, Any]) -> tuple[Speed, ...]:
     for name, value in sorted(facts.items()):
         if not name.startswith(SPEED) or not isinstance(value, Mapping):
             continue
-        tuned = value.get("tuned")
+        model, tuned = value.get("model"), value.get("tuned")
         speeds.append(
             Speed(
-                model=name.removeprefix(SPEED),
+                model=model if isinstance(model, str) else name.removeprefix(SPEED)[:_DIGITS],
                 decode_tok_s=positive(value.get("decode_tok_s")),
                 prefill_tok_s=positive(value.get("prefill_tok_s")),
                 tuned=tuned if isinstance(tuned, bool) else None,

@@ -59,7 +59,7 @@ def roof(kernels: Sequence[KernelReport]) -> Figure:
 
 def outcomes(kernels: Sequence[KernelReport]) -> Figure:
     """How the trials of each kernel ended, stacked."""
-    found = dict.fromkeys(STATUSES, 0) | {s: 0 for k in kernels for s in k.outcomes}
+    found = dict.fromkeys((*STATUSES, *(status for k in kernels for status in k.outcomes)))
     data = []
     for status in found:
         color = f"--{status.replace(' ', '-')}" if status in STATUSES else "--default"
@@ -83,7 +83,7 @@ def progress(kernels: Sequence[KernelReport]) -> Figure:
             "title": {"text": "best time so far, of the default's"},
             "type": "log",
             "tickvals": list(_TICKS),
-            "ticktext": [f"{tick:.3g}" if tick < 0.01 else f"{tick:.0%}" for tick in _TICKS],
+            "ticktext": [f"{tick * 100:g}%" for tick in _TICKS],
         },
         "shapes": [_line(x0=0, x1=1, y0=1, y1=1, xref="paper")],
         "height": 460,

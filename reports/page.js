@@ -4,12 +4,13 @@
 const NARROW = 640;
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
-/** A copy of `value` with the names of style variables ("--memory") replaced by their colours. */
+/** A copy of `value` where every `color` that names a style variable ("--memory") has its value. */
 function coloured(value, style) {
-  if (typeof value === "string" && value.startsWith("--")) return style.getPropertyValue(value).trim();
   if (Array.isArray(value)) return value.map((item) => coloured(item, style));
   if (value === null || typeof value !== "object") return value;
-  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, coloured(item, style)]));
+  const pairs = Object.entries(value).map(([key, item]) =>
+    key === "color" ? [key, style.getPropertyValue(item).trim()] : [key, coloured(item, style)]);
+  return Object.fromEntries(pairs);
 }
 
 /** A label in two lines, broken at the space next to its middle. */
@@ -28,8 +29,8 @@ function themed(layout, style, width, curves) {
   const legend = narrow || layout.barmode
     ? { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom", traceorder: "normal" }
     : { orientation: "v", x: 1.02, y: 1 };
-  // A legend of many curves would take the plot's own room.
   const ticktext = narrow ? layout.yaxis.ticktext.map(inTwoLines) : layout.yaxis.ticktext;
+  // A legend of many curves would take the plot's own room.
   const room = narrow && !layout.barmode ? 17 * curves : 0;
   return {
     ...layout,

@@ -31,8 +31,10 @@ def duration(seconds: float | None, micro: str = "us") -> str:
     if seconds < 59.95:
         return _scaled(seconds * 1e9, 1000, ("ns", micro, "ms", "s"))
     whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {whole % 60:02} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def size(count: int) -> str:

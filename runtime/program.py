@@ -55,6 +55,8 @@ class Program:
 
     def __init__(self, context: Context, handle: cl.Program, source: Source, label: str) -> None:
         self.context, self.handle, self.kernel, self.label = context, handle, source.kernel, label
+        #: Set by whoever has seen a launch of it finish: only then is the binary complete.
+        self.launched = False
 
     def new_kernel(self) -> cl.Kernel:
         """A kernel object of its own, for arguments that are bound once."""
@@ -139,14 +141,14 @@ class ProgramLoader:
         return program
 
     def keep_fresh(self) -> None:
-        """Store the binaries of what was compiled. Call it once every kernel was launched."""
-        fresh, self._fresh = self._fresh, {}
-        if self.store is None:
-            return
-        for key, program in fresh.items():
-            self.store.put_binary(
-                key, program.binary(), label=program.label, driver=self.context.info.driver_key
-            )
+        """Store the binaries of what was compiled and launched since the last call."""
+        ready = {key: program for key, program in self._fresh.items() if program.launched}
+        for key, program in ready.items():
+            del self._fresh[key]
+            if self.store is not None:
+                self.store.put_binary(
+                    key, program.binary(), label=program.label, driver=self.context.info.driver_key
+                )
 
     def _from_binary(self, binary: bytes, source: Source, label: str) -> Program | None:
         try:

@@ -42,7 +42,7 @@ class AddSpec(KernelSpec):
         width = safe_width(limits, WIDTHS)
         vectors = -(-workload.size("d") // width)
         items = safe_items(limits, min(64, vectors))
-        unroll = 8 if limits.type == "cpu" and vectors > 4 else 1
+        unroll = 16 if limits.type == "cpu" and vectors > 8 else 1
         return Config.of("buffer", LX=items, V=width, U=unroll)
 
     def kernel(self, workload: Workload, config: Config) -> str:

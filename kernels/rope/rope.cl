@@ -39,8 +39,9 @@ __kernel REQD void rope(__global const int *restrict state, __global const float
       const FW turn = CAT(load, W)(u, table);
       const VF c = turn.even, s = turn.odd;
 #ifdef INTERLEAVED
-      const FW pairs = (FW)(a, b);
-      FW turned = 0.0f;
+      FW pairs = 0.0f, turned = 0.0f;
+      pairs.lo = a;
+      pairs.hi = b;
       turned.even = pairs.even * c - pairs.odd * s;
       turned.odd = pairs.odd * c + pairs.even * s;
       a = turned.lo;

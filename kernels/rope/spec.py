@@ -32,7 +32,7 @@ class RopeSpec(CacheSpec):
 
     def widths(self, workload: Workload) -> tuple[int, ...]:
         head_dim, rope_dim = workload.size("head_dim"), workload.size("rope_dim")
-        return dividing((1, 2, 4, 8), rope_dim // 2, (head_dim - rope_dim) // 2)
+        return dividing((1, 2, 4), rope_dim // 2, (head_dim - rope_dim) // 2)
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
         slots = self.slots(workload)
@@ -46,7 +46,8 @@ class RopeSpec(CacheSpec):
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
         width = safe_width(limits, self.widths(workload))
         units = workload.size("head_dim") // (2 * width)
-        return Config.of("buffer", LX=safe_items(limits, min(64, units)), V=width, S=1)
+        heads = self.slots(workload) if limits.type == "cpu" else 1
+        return Config.of("buffer", LX=safe_items(limits, min(64, units)), V=width, S=heads)
 
     def kernel(self, workload: Workload, config: Config) -> str:
         return "rope"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import clk_cache as kit
@@ -159,7 +159,7 @@ def test_a_row_that_is_no_text_is_a_miss_and_its_neighbours_are_not() -> None:
     assert len(warnings) == 1 and "info" in warnings[0]
 
 
-@settings(max_examples=40, deadline=None)
+@kit.quick
 @given(st.data())
 def test_a_changed_binary_is_a_miss_and_dropped(data: st.DataObject) -> None:
     warnings = kit.Warnings()

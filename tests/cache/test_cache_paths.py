@@ -10,23 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import clk_cache as kit
 from clkiln.cache.paths import cache_file, cache_folder
 
 any_name = st.text(max_size=200)
 
 
+@kit.quick
 @given(any_name, any_name)
 def test_names_are_safe_on_every_system(device: str, platform: str) -> None:
     name = cache_file(device, platform).name
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,85}\.sqlite", name)
 
 
+@kit.quick
 @given(st.lists(st.tuples(any_name, any_name), min_size=2, max_size=2))
 def test_two_devices_share_no_file(devices: list[tuple[str, str]]) -> None:
     first, second = (tuple(" ".join(name.split()) for name in device) for device in devices)
     assert (cache_file(*first) == cache_file(*second)) == (first == second)
 
 
+@kit.quick
 @given(any_name, any_name, st.text(" \t\n", max_size=5))
 def test_padding_does_not_count(device: str, platform: str, padding: str) -> None:
     assert cache_file(device + padding, padding + platform) == cache_file(device, platform)

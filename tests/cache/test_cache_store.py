@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import clk_cache as kit
-from clkiln.cache import codec
+from clkiln.cache import codec, schema
 from clkiln.cache.rows import BestRow, DriverRow, RunRow, TrialRow
 from clkiln.cache.store import Store
 from clkiln.errors import CacheError
 
-#: An example opens a store; 60 of them take about a second.
-settings.register_profile("cache", max_examples=60, deadline=None)
-settings.load_profile("cache")
-
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
+@kit.quick
 @given(st.lists(kit.drivers, max_size=8))
 def test_drivers_come_back(rows: list[DriverRow]) -> None:
     with kit.memory_store() as store:
@@ -37,6 +34,7 @@ def test_drivers_come_back(rows: list[DriverRow]) -> None:
         assert all(STAMP.fullmatch(row.first_seen) for row in found.values())
 
 
+@kit.quick
 @given(st.lists(kit.trials, max_size=8))
 def test_trials_come_back(rows: list[TrialRow]) -> None:
     with kit.memory_store() as store:
@@ -47,6 +45,7 @@ def test_trials_come_back(rows: list[TrialRow]) -> None:
         assert all(STAMP.fullmatch(row.created) for row in found)
 
 
+@kit.quick
 @given(st.lists(kit.trials, max_size=8), kit.names, kit.names)
 def test_trials_are_narrowed(rows: list[TrialRow], workload: str, driver: str) -> None:
     rows = [*rows, kit.some_trial(workload=workload, driver=driver)]
@@ -63,6 +62,7 @@ def test_trials_are_narrowed(rows: list[TrialRow], workload: str, driver: str) -
         assert both and all((r.workload, r.driver) == (workload, driver) for r in both)
 
 
+@kit.quick
 @given(st.lists(kit.bests, max_size=8))
 def test_the_last_best_of_a_key_is_kept(rows: list[BestRow]) -> None:
     last = {(row.workload, row.driver, row.digest): row for row in rows}
@@ -80,6 +80,7 @@ def test_the_last_best_of_a_key_is_kept(rows: list[BestRow]) -> None:
         assert store.best("absent", "driver", "digest") is None
 
 
+@kit.quick
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=6))
 def test_the_latest_best_of_another_driver(order: list[str]) -> None:
     with kit.memory_store() as store:
@@ -93,6 +94,7 @@ def test_the_latest_best_of_another_driver(order: list[str]) -> None:
             assert (found and found.driver) == (others[-1] if others else None)
 
 
+@kit.quick
 @given(st.lists(kit.runs, max_size=5), kit.json_objects, kit.seconds)
 def test_runs_come_back(rows: list[RunRow], result: dict[str, Any], took: float) -> None:
     with kit.memory_store() as store:
@@ -108,6 +110,7 @@ def test_runs_come_back(rows: list[RunRow], result: dict[str, Any], took: float)
         assert store.runs()[1:] == found[1:]
 
 
+@kit.quick
 @given(st.dictionaries(kit.texts, st.binary(max_size=3000), max_size=6), st.sets(kit.texts))
 def test_binaries_come_back(binaries: dict[str, bytes], absent: set[str]) -> None:
     with kit.memory_store() as store:
@@ -134,6 +137,7 @@ def test_binaries_of_a_plan_take_one_query() -> None:
             assert len(statements) == queries
 
 
+@kit.quick
 @given(st.dictionaries(st.tuples(kit.texts, kit.names | st.just("")), kit.json_values, max_size=6))
 def test_facts_come_back(facts: dict[tuple[str, str], Any]) -> None:
     with kit.memory_store() as store:
@@ -182,6 +186,7 @@ def test_a_compiler_log_that_is_no_utf8_is_kept_readable() -> None:
         assert store.trials()[0].message == r"error: caf\udce9"
 
 
+@kit.quick
 @given(st.data(), st.one_of(kit.trials, kit.bests, kit.runs, kit.drivers))
 def test_a_value_of_a_wrong_type_is_refused(data: st.DataObject, row: Any) -> None:
     names = [name.strip() for name in codec.columns(type(row)).split(",")]
@@ -194,6 +199,7 @@ def test_a_value_of_a_wrong_type_is_refused(data: st.DataObject, row: Any) -> No
         codec.decode(type(row), [b"bytes" if n == name else record[n] for n in names])
 
 
+@kit.quick
 @given(kit.texts, st.binary(), kit.texts, st.binary())
 def test_a_seal_tells_key_from_payload(a: str, x: bytes, b: str, y: bytes) -> None:
     assert (codec.seal(a, x) == codec.seal(b, y)) == ((a, x) == (b, y))
@@ -215,7 +221,7 @@ def test_info_counts(tmp_path: Path) -> None:
         "binaries": len(kit.BINARIES),
         "facts": len(kit.FACTS),
     }
-    assert info["schema"] == 1 and info["persistent"] is False
+    assert info["schema"] == schema.latest() and info["persistent"] is False
     assert info["binary_bytes"] == sum(map(len, kit.BINARIES.values()))
     assert [d["info"]["name"] for d in info["drivers"]] == ["a device"]
 

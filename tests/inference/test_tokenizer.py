@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def merge(word: str, *, whole: bool = False) -> list[int]:
     if whole and "".join(parts) in IDS:
         return [IDS["".join(parts)]]
     while len(parts) > 1:
-        pairs = list(zip(parts, parts[1:], strict=False))
+        pairs = list(pairwise(parts))
         best = min(range(len(pairs)), key=lambda i: RANKS.get(pairs[i], len(RANKS)))
         if pairs[best] not in RANKS:
             break
@@ -255,7 +256,7 @@ def join(text: str) -> list[str]:
     """SentencePiece's BPE as its definition says: join the best pair, the leftmost of equals."""
     parts = [(c, [c]) for c in text]
     while True:
-        joined = [left[0] + right[0] for left, right in zip(parts, parts[1:], strict=False)]
+        joined = [left[0] + right[0] for left, right in pairwise(parts)]
         usable = [i for i, piece in enumerate(joined) if PIECES.get(piece, (0, 0))[1] in (1, 5)]
         if not usable:
             return [piece for _, pieces in parts for piece in pieces]
@@ -306,7 +307,7 @@ def test_sentence_piece_without_bytes_has_the_unknown_token() -> None:
     assert sentence_piece(**keys).encode("aé") == [1, 2, 0]
 
 
-# -- what is refused ---------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

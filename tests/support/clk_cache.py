@@ -9,11 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from clkiln.cache.connection import connect_memory
 from clkiln.cache.rows import STATUSES, BestRow, DriverRow, RunRow, TrialRow
 from clkiln.cache.store import Store
+
+#: An example may open a store, which takes milliseconds; the same examples every time.
+quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 #: Every text that UTF-8 can hold; NUL and control characters included.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

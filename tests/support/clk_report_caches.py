@@ -8,7 +8,7 @@ from pathlib import Path
 from clkiln.cache.rows import BestRow, DriverRow, RunRow, TrialRow
 from clkiln.cache.store import Store
 from clkiln.kernels import SPECS
-from clkiln.kernels.types import Workload
+from clkiln.kernels.types import Config, Workload
 
 DRIVER = "5d1c0ffee0000001"
 OLD_DRIVER = "5d1c0ffee0000000"
@@ -22,6 +22,7 @@ INFO = {
 }
 ROOF = {"roof.read_bytes_per_s": 28e9, "roof.flops_per_s": 120e9}
 SPEED = {
+    "model": "smollm2-135m",
     "decode_tok_s": 61.3,
     "prefill_tok_s": 402.5,
     "tuned": True,
@@ -42,6 +43,9 @@ WORKLOADS = {
     Workload.of("gemv", bias="no", fuse="swiglu", k=576, n=3072, w="q4_1"): 88e-6,
     Workload.of("gemm", bias="no", fuse="none", k=576, m=64, n=960, w="q4_1"): 1.9e-3,
     Workload.of("gemm", bias="no", fuse="none", k=1536, m=64, n=576, w="q4_1"): 2.7e-3,
+    Workload.of("embedding", k=576, m=1, n=49152, w="q4_1"): 4e-6,
+    Workload.of("rmsnorm", d=576, eps="1e-05", m=1): 6e-6,
+    Workload.of("argmax", n=49152): 21e-6,
 }
 _ENDS = ("ok", "ok", "ok", "ok", "ok", "constraint", "compile error", "timeout", "wrong result")
 
@@ -53,7 +57,7 @@ def tuned(path: Path, *, seed: int = 0, trials: int = 40, roof: bool = True) -> 
         store.put_driver(DriverRow(DRIVER, INFO))
         for name, value in ROOF.items() if roof else ():
             store.set_fact(name, value, driver=DRIVER)
-        store.set_fact("speed:smollm2-135m", SPEED, driver=DRIVER)
+        store.set_fact(f"speed:{'5e' * 32}", SPEED, driver=DRIVER)
         run = store.start_run(RunRow("smollm2-135m", "normal", DRIVER, budget=300.0))
         for workload, time in WORKLOADS.items():
             search(store, str(workload), time, rng=rng, trials=trials, run=run)
@@ -76,6 +80,7 @@ def search(
 ) -> None:
     """Trials of one workload that end at ``time``, and the choice of the best of them."""
     op = workload.split(" ")[0]
+    variants = [variant.name for variant in SPECS[op].variants] if op in SPECS else ["buffer"]
     digest = digest or (SPECS[op].digest() if op in SPECS else "0" * 16)
     default = time * rng.uniform(1.3, 5.0)
     best: TrialRow | None = None
@@ -86,7 +91,7 @@ def search(
             workload=workload,
             driver=driver,
             digest=digest,
-            config=f'{{"rows":{number},"variant":"buffer","wg":{rng.choice((32, 64, 128))}}}',
+            config=str(Config.of(rng.choice(variants), rows=number, wg=rng.choice((32, 64, 128)))),
             status=status,
             time=time * (slower if number < trials - 1 else 1.0) if status == "ok" else None,
             spread=time * 0.02 if status == "ok" else None,

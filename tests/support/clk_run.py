@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-import os
 
 import numpy as np
 from clkiln.kernels.types import Argument, Array, Config, KernelSpec, Source, Workload
@@ -73,9 +72,13 @@ def poison(shape: tuple[int, ...], dtype: str) -> Array:
 
 
 class Runner:
-    """One device with a queue, and the kernels built on it so far."""
+    """One device with a queue, and the kernels built on it so far.
 
-    def __init__(self, device: cl.Device) -> None:
+    ``options`` are build options beside those of a spec.
+    """
+
+    def __init__(self, device: cl.Device, options: tuple[str, ...] = ()) -> None:
+        self._options = options
         self.limits = limits_of(device)
         self.context = cl.Context([device])
         self.queue = cl.CommandQueue(
@@ -86,7 +89,7 @@ class Runner:
     def kernel(self, source: Source) -> cl.Kernel:
         if source.digest not in self._kernels:
             program = cl.Program(self.context, source.text)
-            program.build(list(source.options)+os.environ.get("XOPT","").split(), cache_dir=False)
+            program.build([*source.options, *self._options], cache_dir=False)
             self._kernels[source.digest] = cl.Kernel(program, source.kernel)
         return self._kernels[source.digest]
 
@@ -96,15 +99,10 @@ class Runner:
         workload: Workload,
         config: Config,
         inputs: Mapping[str, Any],
-        bucket: Workload | None = None,
         repeat: int = 0,
     ) -> tuple[dict[str, Array], list[float]]:
-        """Outputs, and the seconds of ``repeat`` more launches.
-
-        With ``bucket`` the program is that workload's, and only the launch geometry and the arrays
-        are those of ``workload``.
-        """
-        kernel = self.kernel(spec.source(bucket or workload, config))
+        """Outputs, and the seconds of ``repeat`` more launches (which change inout arguments)."""
+        kernel = self.kernel(spec.source(workload, config))
         packed = spec.pack(workload, config, inputs)
         arguments = spec.arguments(workload, config)
         memory = [self._memory(argument, packed.get(argument.name)) for argument in arguments]
@@ -129,15 +127,10 @@ class Runner:
         return spec.outputs(workload, written), times
 
     def check(
-        self,
-        spec: KernelSpec,
-        workload: Workload,
-        config: Config,
-        inputs: Mapping[str, Any],
-        bucket: Workload | None = None,
+        self, spec: KernelSpec, workload: Workload, config: Config, inputs: Mapping[str, Any]
     ) -> None:
         """Run and compare every output with the reference, within the spec's tolerance."""
-        got, _ = self.run(spec, workload, config, inputs, bucket)
+        got, _ = self.run(spec, workload, config, inputs)
         assert_close(spec, workload, config, got, spec.reference(workload, inputs))
 
     def _memory(self, argument: Argument, array: Array | None) -> cl.MemoryObject:

@@ -1,0 +1,68 @@
+"""Which configurations and workloads the tests run: corners, random picks, tiny sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+from clkiln.kernels.types import Config, DeviceLimits, KernelSpec, Workload
+
+#: Workloads for a simulator that does about 100,000 multiply-adds a second, by operation. Sizes
+#: divide nothing evenly, and every dtype and flag that changes a kernel's source occurs.
+TINY: dict[str, tuple[str, ...]] = {
+    "add": ("add d=67 m=3",),
+    "argmax": ("argmax n=1", "argmax n=203"),
+    "attention_decode": (
+        "attention_decode ctx=37 head_dim=16 heads=6 kv=f16 kv_heads=2",
+        "attention_decode ctx=19 head_dim=12 heads=2 kv=f32 kv_heads=2",
+    ),
+    "attention_prefill": (
+        "attention_prefill ctx=23 head_dim=16 heads=6 kv=f16 kv_heads=2 m=7",
+        "attention_prefill ctx=11 head_dim=12 heads=2 kv=f32 kv_heads=2 m=11",
+    ),
+    "embedding": tuple(
+        f"embedding k=64 m=2 n=37 w={dtype}" for dtype in ("f32", "f16", "q8_0", "q4_0", "q4_1")
+    ),
+    "gemm": (
+        "gemm bias=no fuse=none k=64 m=5 n=19 w=f32",
+        "gemm bias=yes fuse=none k=64 m=5 n=19 w=f16",
+        "gemm bias=no fuse=add k=96 m=5 n=19 w=q8_0",
+        "gemm bias=no fuse=swiglu k=64 m=5 n=19 w=q4_0",
+        "gemm bias=yes fuse=none k=96 m=5 n=19 w=q4_1",
+    ),
+    "gemv": (
+        "gemv bias=no fuse=none k=96 n=37 w=f32",
+        "gemv bias=yes fuse=none k=96 n=37 w=f16",
+        "gemv bias=no fuse=add k=96 n=37 w=q8_0",
+        "gemv bias=no fuse=swiglu k=96 n=37 w=q4_0",
+        "gemv bias=yes fuse=none k=96 n=37 w=q4_1",
+    ),
+    "rmsnorm": ("rmsnorm d=67 eps=1e-05 m=3",),
+    "roof_fma": ("roof_fma mops=1",),
+    "roof_read": ("roof_read mb=1",),
+    "rope": (
+        "rope ctx=9 head_dim=12 heads=4 kv=f16 kv_heads=2 m=3 rope_dim=8 style=half",
+        "rope ctx=9 head_dim=12 heads=4 kv=f32 kv_heads=2 m=3 rope_dim=12 style=interleaved",
+    ),
+    "softmax": ("softmax m=2 n=67",),
+}
+
+
+def sample(
+    spec: KernelSpec, workload: Workload, limits: DeviceLimits, rng: np.random.Generator, more: int
+) -> list[Config]:
+    """The safe configuration, both corners of each variant's space, and ``more`` random ones."""
+    feasible = spec.feasible(workload, limits)
+    chosen = [spec.safe(workload, limits)]
+    for variant in spec.variants:
+        of_variant = [c for c in feasible if c.variant == variant.name]
+        if of_variant:
+            chosen += [of_variant[0], of_variant[-1]]
+            chosen += [of_variant[i] for i in rng.integers(0, len(of_variant), more)]
+    return list(dict.fromkeys(chosen))
+
+
+def any_of(
+    spec: KernelSpec, workload: Workload, limits: DeviceLimits, rng: np.random.Generator
+) -> Config:
+    """A random feasible configuration; now and then a corner or the safe one."""
+    candidates = sample(spec, workload, limits, rng, 3)
+    return candidates[rng.integers(len(candidates))]

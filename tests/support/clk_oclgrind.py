@@ -1,0 +1,80 @@
+"""Runs every kernel under Oclgrind; a program of its own, because a driver is chosen at the start.
+
+Before each case it writes a line to standard error, so that what the simulator reports there (data
+races, uninitialised reads, accesses out of bounds) can be told apart by case. The simulator itself
+crashes on some vector expressions; the program's argument is the number of cases to leave out, so
+that one crash does not hide what follows it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+from clk_cases import TINY, sample
+from clk_run import Limits, Runner
+from clkiln.kernels import SPECS
+from clkiln.kernels.softmax.spec import SoftmaxSpec
+from clkiln.kernels.types import Config, KernelSpec, Source, Workload
+from clkiln.runtime.opencl import cl
+
+CASE = "case: "
+WRONG = "wrong result: "
+PLANTED = "planted race"
+
+#: An optimiser's output has instructions that Oclgrind does not know (freeze), or crashes on.
+OPTIONS = ("-cl-opt-disable",)
+
+
+class RacySoftmax(SoftmaxSpec):
+    """Softmax without the barrier that lets two reductions share their scratch."""
+
+    def source(self, workload: Workload, config: Config) -> Source:
+        source = super().source(workload, config)
+        text = source.text.replace("barrier(CLK_LOCAL_MEM_FENCE);", "", 1)
+        assert text != source.text
+        return replace(source, text=text)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def try_case(runner: Runner, spec: KernelSpec, workload: Workload, config: Config) -> None:
+    inputs = spec.inputs(workload, np.random.default_rng(7))
+    try:
+        runner.check(spec, workload, config, inputs)
+    except AssertionError as error:
+        say(WRONG + str(error).splitlines()[0])
+
+
+def cases(limits: Limits) -> Iterator[tuple[str, KernelSpec, Workload, Config]]:
+    """Every case with its name, the one that has a race last; the same ones in every run."""
+    rng = np.random.default_rng(7)
+    for op, spec in SPECS.items():
+        for text in TINY.get(op, ()):
+            workload = Workload.parse(text)
+            for config in sample(spec, workload, limits, rng, 1):
+                yield f"{workload} {config}", spec, workload, config
+    racy = Workload.parse("softmax m=2 n=67")
+    yield PLANTED, RacySoftmax(), racy, Config.of("buffer", LX=16, V=1)
+
+
+def main(skipped: int) -> None:
+    (device,) = (
+        device
+        for platform in cl.get_platforms()
+        if platform.name == "Oclgrind"
+        for device in platform.get_devices()
+    )
+    runner = Runner(device, OPTIONS)
+    for name, spec, workload, config in islice(cases(runner.limits), skipped, None):
+        say(CASE + name)
+        try_case(runner, spec, workload, config)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

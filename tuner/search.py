@@ -1,0 +1,208 @@
+"""Where to look next in the space of one workload.
+
+Optuna's tree-structured Parzen estimator proposes over the whole space; every other proposal is a
+neighbour of the best so far instead (one parameter changed), because such spaces are rugged but
+good configurations lie together. Nothing infeasible and nothing already tried is ever proposed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..kernels.types import Config, DeviceLimits, KernelSpec, Value, Workload
+
+if TYPE_CHECKING:
+    import optuna
+
+#: Raw spaces up to this many points are enumerated; larger ones are only sampled.
+ENUMERABLE = 50_000
+#: Feasible sets up to this size are simply tried, in random order.
+SMALL = 24
+#: Proposals of the sampler that may be infeasible or known before a random one is taken.
+RETRIES = 20
+
+
+class Search:
+    """Proposes configurations of one workload. ``tried`` maps what is known to its time or None."""
+
+    def __init__(
+        self,
+        spec: KernelSpec,
+        workload: Workload,
+        limits: DeviceLimits,
+        *,
+        kind: str | None = None,
+        starts: Iterable[Config] = (),
+        tried: Mapping[Config, float | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.spec, self.workload, self.limits, self.kind = spec, workload, limits, kind
+        self._random = random.Random(seed)
+        self._seed = seed
+        self._times: dict[Config, float | None] = {}
+        self._starts = [c for c in dict.fromkeys(starts) if self._feasible(c)]
+        self._study: optuna.Study | None = None
+        self._open: dict[Config, optuna.trial.Trial] = {}
+        self._turn = 0
+        for config, time in (tried or {}).items():
+            self._times[config] = time
+
+    # -- the space -----------------------------------------------------------------------------
+
+    @cached_property
+    def parameters(self) -> dict[str, dict[str, tuple[Value, ...]]]:
+        """Parameter values of each variant that may be searched."""
+        return {
+            variant.name: dict(self.spec.parameters(self.workload, variant))
+            for variant in self.spec.variants
+            if self.kind in (None, variant.kind) and variant.requires <= self.limits.features
+        }
+
+    @cached_property
+    def size(self) -> int:
+        """Points of the raw space."""
+        return sum(math.prod(map(len, p.values())) for p in self.parameters.values())
+
+    @cached_property
+    def feasible(self) -> list[Config] | None:
+        """The feasible set, or None where the space is too large to enumerate."""
+        if self.size > ENUMERABLE:
+            return None
+        return self.spec.feasible(self.workload, self.limits, self.kind)
+
+    def _feasible(self, config: Config) -> bool:
+        try:
+            fits = self.kind in (None, self.spec.variant(config.variant).kind)
+            return fits and self.spec.check(self.workload, config, self.limits) is None
+        except (KeyError, ValueError, TypeError):
+            return False  # a configuration of another version of the kernel
+
+    def add_start(self, config: Config) -> None:
+        """Propose ``config`` next, if it is feasible and new."""
+        if config not in self._starts and self._feasible(config):
+            self._starts.insert(0, config)
+
+    # -- ask and tell ----------------------------------------------------------------------------
+
+    @property
+    def tried(self) -> int:
+        return len(self._times)
+
+    def is_new(self, config: Config) -> bool:
+        return config not in self._times
+
+    @property
+    def best(self) -> tuple[Config, float] | None:
+        times = [(time, str(config), config) for config, time in self._times.items() if time]
+        if not times:
+            return None
+        time, _, config = min(times, key=lambda entry: entry[:2])
+        return config, time
+
+    def ask(self) -> Config | None:
+        """The next configuration to try; None when every feasible one was tried."""
+        while self._starts:
+            config = self._starts.pop(0)
+            if config not in self._times:
+                return config
+        remaining = self._remaining()
+        if remaining is not None and len(remaining) <= SMALL:
+            return self._random.choice(remaining) if remaining else None
+        self._turn += 1
+        if self._turn % 2 == 0 and (near := self._neighbours()):
+            return self._random.choice(near)
+        return self._suggest() or self._any(remaining)
+
+    def tell(self, config: Config, time: float | None) -> None:
+        """Report the time of ``config`` in seconds; None if it failed."""
+        self._times[config] = time
+        trial = self._open.pop(config, None)
+        if self._study is None:
+            return
+        if trial is None:
+            trial = self._enqueue(config)
+        if time is None:
+            import optuna
+
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            self._study.tell(trial, math.log(time))
+
+    def _remaining(self) -> list[Config] | None:
+        if self.feasible is None:
+            return None
+        return [config for config in self.feasible if config not in self._times]
+
+    def _neighbours(self) -> list[Config]:
+        """Untried feasible configurations that differ from the best in one parameter."""
+        if self.best is None:
+            return []
+        config = self.best[0]
+        parameters = self.parameters.get(config.variant, {})
+        found = []
+        for name, values in parameters.items():
+            for value in values:
+                other = Config.of(config.variant, **{**dict(config.params), name: value})
+                if other not in self._times and self._feasible(other):
+                    found.append(other)
+        return found
+
+    def _any(self, remaining: list[Config] | None) -> Config | None:
+        if remaining is not None:
+            return self._random.choice(remaining) if remaining else None
+        for _ in range(1000 * RETRIES):
+            variant = self._random.choice(list(self.parameters))
+            values = {n: self._random.choice(v) for n, v in self.parameters[variant].items()}
+            config = Config.of(variant, **values)
+            if config not in self._times and self._feasible(config):
+                return config
+        return None
+
+    # -- Optuna ----------------------------------------------------------------------------------
+
+    def _suggest(self) -> Config | None:
+        """A new feasible proposal of the sampler, or None if it keeps proposing others."""
+        import optuna
+
+        study = self._get_study()
+        for _ in range(RETRIES):
+            trial = study.ask()
+            config = self._read(trial)
+            if config not in self._times and config not in self._open and self._feasible(config):
+                self._open[config] = trial
+                return config
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return None
+
+    def _get_study(self) -> optuna.Study:
+        if self._study is None:
+            import optuna
+
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            sampler = optuna.samplers.TPESampler(seed=self._seed, n_startup_trials=8)
+            self._study = optuna.create_study(sampler=sampler, direction="minimize")
+            for config, time in list(self._times.items()):
+                if time and self._feasible(config):
+                    self._study.tell(self._enqueue(config), math.log(time))
+        return self._study
+
+    def _read(self, trial: optuna.trial.Trial) -> Config:
+        variant = trial.suggest_categorical("variant", list(self.parameters))
+        values = {
+            name: trial.suggest_categorical(f"{variant}.{name}", list(choices))
+            for name, choices in self.parameters[variant].items()
+        }
+        return Config.of(variant, **values)
+
+    def _enqueue(self, config: Config) -> optuna.trial.Trial:
+        """A trial of the study whose parameters are ``config``'s."""
+        assert self._study is not None
+        fixed = {f"{config.variant}.{name}": value for name, value in config.params}
+        self._study.enqueue_trial({"variant": config.variant, **fixed})
+        trial = self._study.ask()
+        self._read(trial)
+        return trial

@@ -1,0 +1,105 @@
+"""One trial, in the worker: check, build, verify, time, and take the binary."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+from ..errors import BuildError, OpenCLError, OutOfDeviceMemory
+from ..harness.operation import Operation, label_of
+from ..kernels.types import Config, Workload
+from ..runtime.context import Context
+from ..runtime.program import Program, ProgramLoader
+from .measure import time_bound
+
+
+@dataclass
+class Outcome:
+    """How a trial ended; fields as in the cache file's ``trials``. ``key`` names the binary."""
+
+    status: str
+    message: str = ""
+    time: float | None = None
+    spread: float | None = None
+    repeats: int = 0
+    compile_time: float | None = None
+    error: float | None = None
+    key: str = ""
+    binary: bytes = field(default=b"", repr=False)
+
+
+class Bench:
+    """Runs trials on one context. The last workload's inputs and reference are kept."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._operation: Operation | None = None
+
+    def operation(self, workload: Workload) -> Operation:
+        if self._operation is None or self._operation.workload != workload:
+            self._operation = None  # free the old one's inputs before making new ones
+            seed = int.from_bytes(hashlib.sha256(str(workload).encode()).digest()[:4], "little")
+            self._operation = Operation(self.context, workload, seed=seed)
+        return self._operation
+
+    def trial(self, workload: Workload, config: Config, best: float | None) -> Outcome:
+        """Try ``config``; ``best`` is the best time so far, which decides how long to measure."""
+        operation = self.operation(workload)
+        broken = operation.spec.check(workload, config, self.context.info)
+        if broken is not None:
+            return Outcome("constraint", broken.reason)
+        loader = ProgramLoader(self.context)
+        source = operation.spec.source(workload, config)
+        start = time.perf_counter()
+        try:
+            program = loader.load(source, label_of(workload, config))
+        except BuildError as error:
+            spent = time.perf_counter() - start
+            return Outcome("compile error", str(error)[:2000], compile_time=spent)
+        built = time.perf_counter() - start
+        broken_text = self._compiled_limits(operation, config, program)
+        if broken_text:
+            return Outcome("constraint", broken_text, compile_time=built)
+        try:
+            outcome = self._run(operation, config, program, best)
+        except (OpenCLError, OutOfDeviceMemory) as error:
+            return Outcome("launch error", str(error)[:2000], compile_time=built)
+        outcome.compile_time = built
+        outcome.key = loader.key(source)
+        return outcome
+
+    def _compiled_limits(self, operation: Operation, config: Config, program: Program) -> str:
+        """The compiled kernel's own limits, which only the driver knows."""
+        local_size = operation.spec.geometry(operation.workload, config).local_size
+        items = 1
+        for size in local_size:
+            items *= size
+        if items > program.work_group_limit():
+            return f"compiled kernel: work-group {items} > {program.work_group_limit()} work-items"
+        if program.local_memory() > self.context.info.local_memory:
+            return (
+                f"compiled kernel: local memory {program.local_memory()} > "
+                f"{self.context.info.local_memory} bytes"
+            )
+        return ""
+
+    def _run(
+        self, operation: Operation, config: Config, program: Program, best: float | None
+    ) -> Outcome:
+        bound = operation.bind(program, config)
+        try:
+            verdict = operation.verify(program, config, bound=bound)
+            if not verdict.ok:
+                return Outcome("wrong result", verdict.message, error=verdict.error)
+            timing = time_bound(operation, config, bound, best)
+        finally:
+            bound.release()
+        return Outcome(
+            "ok",
+            time=timing.median,
+            spread=timing.spread,
+            repeats=timing.repeats,
+            error=verdict.error,
+            binary=program.binary(),
+        )
