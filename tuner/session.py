@@ -23,6 +23,8 @@ from .trial import Outcome
 
 #: Trials that a roof gets: it is a yardstick, not a kernel that anybody runs.
 ROOF_TRIALS = 5
+#: What a trial takes on the devices measured, nearly all of it compiling; for estimates only.
+SECONDS_PER_TRIAL = 0.5
 #: Most promising task first, but a workload within this share of its roof is done.
 NEAR_ROOF = 0.97
 

@@ -208,9 +208,13 @@ def test_workloads_and_configurations_of_another_clkiln(path: Path) -> None:
 
 # -- whatever a file may say -------------------------------------------------------------------
 
-TEXTS = st.text(max_size=12) | st.sampled_from([*map(str, WORKLOADS), "gemv", "</script>", "\x1b[2J"])
+TEXTS = st.text(max_size=12) | st.sampled_from(
+    [*map(str, WORKLOADS), "gemv", "</script>", "\x1b[2J"]
+)
 NUMBERS = st.none() | st.floats() | st.integers()
-JSON = st.recursive(NUMBERS | st.booleans() | TEXTS, lambda s: st.dictionaries(TEXTS, s) | st.lists(s))
+JSON = st.recursive(
+    NUMBERS | st.booleans() | TEXTS, lambda s: st.dictionaries(TEXTS, s) | st.lists(s)
+)
 FACTS = st.dictionaries(
     st.sampled_from(["roof.read_bytes_per_s", "roof.flops_per_s", "speed:m", "speed:", "x"]),
     JSON | st.dictionaries(st.sampled_from(["decode_tok_s", "tuned", "measured", "model"]), JSON),
@@ -272,7 +276,7 @@ def any_contents() -> st.SearchStrategy[Contents]:
 
 
 @given(any_contents(), st.none() | TEXTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_whatever_a_file_says_the_report_is_sound(contents: Contents, name: str | None) -> None:
     report = build(contents, name)
     text = json.dumps(report.as_json(), allow_nan=False)

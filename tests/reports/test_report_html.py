@@ -27,6 +27,7 @@ from clkiln.reports.text import label
 
 EVIL = "</script><script>alert('x')</script><img src=//evil.example onerror=alert(1)>&amp;\"'"
 PLOTLY = "/* plotly */"
+_REAL_PLOTLY_JS = html._plotly_js
 VOID = {"meta", "br", "img", "link"}
 
 
@@ -61,10 +62,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(autouse=True)
-def light_plotly(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """A few bytes in place of plotly's five megabytes, but where a test asks for the real ones."""
-    if "real_plotly" not in request.keywords:
-        monkeypatch.setattr(html, "_plotly_js", lambda: PLOTLY)
+def light_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes in place of plotly's five megabytes."""
+    monkeypatch.setattr(html, "_plotly_js", lambda: PLOTLY)
+
+
+@pytest.fixture
+def real_plotly(light_plotly: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "_plotly_js", _REAL_PLOTLY_JS)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +202,7 @@ def test_the_policy_lets_these_scripts_run_and_nothing_load(
     assert rules["script-src"].split(" ") == [f"'sha256-{digest.decode()}'" for digest in digests]
 
 
-@pytest.mark.real_plotly
+@pytest.mark.usefixtures("real_plotly")
 def test_plotly_is_in_the_page_once(report: Report, tmp_path: Path) -> None:
     offline = pytest.importorskip("plotly.offline")
     write_html([report, report], tmp_path / "report.html")
@@ -207,7 +212,7 @@ def test_plotly_is_in_the_page_once(report: Report, tmp_path: Path) -> None:
     assert programs[0] == offline.get_plotlyjs()  # nothing in it ends the element early
 
 
-@pytest.mark.real_plotly
+@pytest.mark.usefixtures("real_plotly")
 def test_without_plotly_the_error_says_what_to_install(
     report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,15 @@ def test_the_cost_is_the_spec_s(workload) -> None:
 
 @pytest.mark.parametrize(
     "workload",
-    ["", "gemv", "gemv k", "gemv k=x n=2 w=q4_1", "conv k=3", "gemv n=2 k=3", "argmax n=" + "9" * 99],
+    [
+        "",
+        "gemv",
+        "gemv k",
+        "gemv k=x n=2 w=q4_1",
+        "conv k=3",
+        "gemv n=2 k=3",
+        "argmax n=" + "9" * 99,
+    ],
 )
 def test_a_workload_that_makes_no_sense_has_no_cost(workload: str) -> None:
     assert roof.cost(workload, SPECS) is None

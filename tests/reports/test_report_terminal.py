@@ -83,7 +83,9 @@ def test_everything_is_there(path: Path) -> None:
     assert INFO["name"] in printed and str(path) in printed
     assert "[bold]op n=?[31m1" in printed and "[red]evil[/red]" in printed
     for workload in WORKLOADS:
-        (line,) = re.findall(rf"^{re.escape(label(str(workload)))} .*x .*6 .*$", printed, re.MULTILINE)
+        (line,) = re.findall(
+            rf"^{re.escape(label(str(workload)))} .*x .*6 .*$", printed, re.MULTILINE
+        )
         assert re.search(r"\d% (mem|arith)", line) and re.search(r"buffer|image", line)
     for status, number in report.drivers[0].totals.outcomes.items():
         assert re.search(rf"^{status} +{number} ", printed, re.MULTILINE)

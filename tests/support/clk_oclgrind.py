@@ -1,9 +1,10 @@
 """Runs every kernel under Oclgrind; a program of its own, because a driver is chosen at the start.
 
 Before each case it writes a line to standard error, so that what the simulator reports there (data
-races, uninitialised reads, accesses out of bounds) can be told apart by case. The simulator itself
-crashes on some vector expressions; the program's argument is the number of cases to leave out, so
-that one crash does not hide what follows it.
+races, uninitialised reads, accesses out of bounds) can be told apart by case.
+
+Arguments: the kind of variants to run (buffer, image), and how many cases to leave out: the
+simulator itself crashes on some vector expressions, and one crash should not hide what follows it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ CASE = "case: "
 WRONG = "wrong result: "
 PLANTED = "planted race"
 
-#: An optimiser's output has instructions that Oclgrind does not know (freeze), or crashes on.
+#: Optimised code has instructions that Oclgrind does not know (freeze) or crashes on.
 OPTIONS = ("-cl-opt-disable",)
 
 
@@ -51,19 +52,20 @@ def try_case(runner: Runner, spec: KernelSpec, workload: Workload, config: Confi
         say(WRONG + str(error).splitlines()[0])
 
 
-def cases(limits: Limits) -> Iterator[tuple[str, KernelSpec, Workload, Config]]:
+def cases(limits: Limits, kind: str) -> Iterator[tuple[str, KernelSpec, Workload, Config]]:
     """Every case with its name, the one that has a race last; the same ones in every run."""
     rng = np.random.default_rng(7)
     for op, spec in SPECS.items():
         for text in TINY.get(op, ()):
             workload = Workload.parse(text)
-            for config in sample(spec, workload, limits, rng, 1):
-                yield f"{workload} {config}", spec, workload, config
+            for config in sample(spec, workload, limits, rng, 2):
+                if spec.variant(config.variant).kind == kind:
+                    yield f"{workload} {config}", spec, workload, config
     racy = Workload.parse("softmax m=2 n=67")
     yield PLANTED, RacySoftmax(), racy, Config.of("buffer", LX=16, V=1)
 
 
-def main(skipped: int) -> None:
+def main(kind: str, skipped: int) -> None:
     (device,) = (
         device
         for platform in cl.get_platforms()
@@ -71,10 +73,10 @@ def main(skipped: int) -> None:
         for device in platform.get_devices()
     )
     runner = Runner(device, OPTIONS)
-    for name, spec, workload, config in islice(cases(runner.limits), skipped, None):
+    for name, spec, workload, config in islice(cases(runner.limits, kind), skipped, None):
         say(CASE + name)
         try_case(runner, spec, workload, config)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,103 @@
+"""The ``clkiln`` program: finds the command, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from importlib import import_module
+
+import click
+
+from .. import __version__
+from ..errors import ClkilnError
+
+#: Command -> what it does. The module of that name below ``cli`` holds the click command ``command``.
+COMMANDS = {
+    "run": "Answer a prompt.",
+    "tune": "Search the best kernels of a model for a device, once.",
+    "bench": "Measure prefill and decode speed.",
+    "report": "Show what was searched, found and kept.",
+    "cache": "Where the cache file lies, what is in it, and emptying it.",
+    "pull": "Fetch a model of the catalog.",
+    "devices": "List the OpenCL devices.",
+}
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is called, so that each pays only its own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = import_module(f".{name}", __package__).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings=CONTEXT)
+@click.version_option(__version__, "--version", message="clkiln %(version)s")
+def app() -> None:
+    """Tune the OpenCL kernels of a language model once per device, and run them warm ever after.
+
+    Start with: clkiln pull smollm2-135m, clkiln tune smollm2-135m, clkiln run smollm2-135m "Hi".
+    """
+
+
+class WarningHandler(logging.Handler):
+    """Prints the package's log as warnings on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0; 2 for wrong usage; 130 after Ctrl-C; else 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    handler = WarningHandler(logging.DEBUG if debug else logging.WARNING)
+    logger = logging.getLogger("clkiln")
+    logger.addHandler(handler)
+    logger.setLevel(handler.level)
+    sys.exit(_invoke(arguments, debug))
+
+
+def _invoke(arguments: list[str], debug: bool) -> int:
+    try:
+        result = app.main(arguments, prog_name="clkiln", standalone_mode=False)
+        # Without standalone mode click returns the exit code of --help and --version.
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`clkiln ... | head`): nothing is left to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ClkilnError as error:
+        return _fail(error, error.exit_code, debug)
+    except Exception as error:
+        # The last line of defence: whatever it is, the user sees one line and not a traceback.
+        return _fail(error, 1, debug)
+
+
+def _fail(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, ClkilnError):
+        text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+    click.echo(f"error: {text}", err=True)
+    return code

@@ -1,0 +1,89 @@
+"""``clkiln cache``: the cache file's path and content, and emptying it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import CacheError
+from .common import print_json, shared
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group("cache", context_settings=CONTEXT)
+def command() -> None:
+    """Where the cache file of a device lies, what is in it, and emptying it."""
+
+
+@command.command("path", context_settings=CONTEXT)
+@shared("device", "cache", "json")
+def path_command(device: str | None, cache: Path | None, as_json: bool) -> None:
+    """Print the path of the cache file; the file need not exist."""
+    path = _path(device, cache)
+    if as_json:
+        print_json({"cache_file": str(path), "exists": path.exists()})
+    else:
+        click.echo(path)
+
+
+@command.command("info", context_settings=CONTEXT)
+@shared("device", "cache", "json")
+def info_command(device: str | None, cache: Path | None, as_json: bool) -> None:
+    """Show size, row counts and drivers of the cache file."""
+    from ..cache.store import Store
+    from ..runtime.memory import readable
+
+    with Store.open(_existing(device, cache), write=False) as store:
+        info = store.info()
+    if as_json:
+        print_json(info)
+        return
+    click.echo(f"file      {info['path']}")
+    click.echo(f"size      {readable(info['size'])}, schema {info['schema']}")
+    counts = ", ".join(f"{count} {table}" for table, count in info["rows"].items())
+    click.echo(f"rows      {counts}")
+    click.echo(f"binaries  {readable(info['binary_bytes'])}")
+    for row in info["drivers"]:
+        text = row["info"].get("driver_version", "?")
+        click.echo(f"driver    {row['info'].get('name', '?')} {text}, first seen {row['first_seen']}")
+
+
+@command.command("clear", context_settings=CONTEXT)
+@click.option("--binaries", is_flag=True, help="Only compiled programs; keep what was learnt.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@shared("device", "cache", "json")
+def clear_command(
+    binaries: bool, yes: bool, device: str | None, cache: Path | None, as_json: bool
+) -> None:
+    """Empty the cache file; it asks first."""
+    from ..cache.store import Store
+
+    path = _existing(device, cache)
+    what = "the compiled programs" if binaries else "all parameters, trials and programs"
+    if not yes:
+        click.confirm(f"Delete {what} in {path}?", abort=True, err=True)
+    with Store.open(path) as store:
+        count = store.clear(binaries_only=binaries)
+    if as_json:
+        print_json({"cache_file": str(path), "deleted": count})
+    else:
+        click.echo(f"deleted {count} rows from {path}")
+
+
+def _path(device: str | None, cache: Path | None) -> Path:
+    if cache is not None:
+        return cache
+    from ..cache.paths import cache_file
+    from ..runtime.device import select_device, selector_from_environment
+
+    info = select_device(device or selector_from_environment()).info
+    return cache_file(info.name, info.platform)
+
+
+def _existing(device: str | None, cache: Path | None) -> Path:
+    path = _path(device, cache)
+    if not path.exists():
+        raise CacheError(f"there is no cache file {path}: nothing was tuned or run yet")
+    return path

@@ -1,0 +1,60 @@
+"""``clkiln devices``: what OpenCL devices there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .common import print_json, shared
+
+FIELDS = (
+    "index", "name", "type", "platform", "platform_version", "driver_version", "opencl_c_version",
+    "compute_units", "global_memory", "max_alloc", "unified_memory", "local_memory",
+    "local_memory_type", "max_work_group_size", "max_work_item_sizes", "images",
+    "image2d_max_width", "image2d_max_height", "image_max_buffer_size", "fp16", "subgroups",
+    "command_buffers", "selector", "driver_key",
+)  # fmt: skip
+
+
+@click.command("devices")
+@shared("device", "cache", "json")
+def command(device: str | None, cache: Any, as_json: bool) -> None:
+    """List the OpenCL devices that clkiln can use."""
+    from ..cache.paths import cache_file
+    from ..runtime.device import NO_DEVICE, list_devices, select_device
+
+    devices = list_devices()
+    if device is not None:
+        devices = [select_device(device, devices)]
+    rows = []
+    for found in devices:
+        fields = found.info.as_dict()
+        path = cache or cache_file(found.info.name, found.info.platform)
+        rows.append({**{name: fields[name] for name in FIELDS}, "cache_file": str(path)})
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        click.echo(NO_DEVICE)
+    else:
+        for row in rows:
+            _show(row)
+
+
+def _show(row: dict[str, Any]) -> None:
+    from ..runtime.memory import readable
+
+    click.echo(f"{row['index']}: {row['name']}")
+    extras = [name for name in ("images", "fp16", "subgroups", "command_buffers") if row[name]]
+    version = row["platform_version"].split(",")[0]
+    lines = {
+        "type": f"{row['type']}, {row['compute_units']} compute units",
+        "platform": f"{row['platform']}, {version}",
+        "driver": f"{row['driver_version']} ({row['opencl_c_version']})",
+        "memory": f"{readable(row['global_memory'])}, "
+        f"{readable(row['max_alloc'])} at once, {readable(row['local_memory'])} local",
+        "features": ", ".join(extras) or "none",
+        "cache file": row["cache_file"],
+    }
+    for name, value in lines.items():
+        click.echo(f"   {name:<11}{value}")
