@@ -347,7 +347,7 @@ def undone(
     open_uses = []
     for use in uses:
         digest = SPECS[use.workload.op].digest()
-        reached = levels.get(str(facts.get(done_fact(use.workload, digest))))
+        reached = levels.get(str(facts.get((done_fact(use.workload, digest), driver))))
         known = (str(use.workload), digest) in best
         if reached is None or reached.rank < level.rank or not known:
             open_uses.append(use)
