@@ -142,8 +142,8 @@ class Config:
             raise TypeError(f"{self}: {name} is not a number")
         return value
 
-    def text(self, name: str) -> str:
-        return str(self._map[name])
+    def replace(self, **params: Value) -> Config:
+        return Config.of(self.variant, **{**self._map, **params})
 
     def __contains__(self, name: str) -> bool:
         return name in self._map
@@ -266,10 +266,6 @@ class KernelSpec(ABC):
     def starts(self, workload: Workload, limits: DeviceLimits) -> tuple[Config, ...]:
         """Configurations that a search tries first, most promising first."""
         return (self.safe(workload, limits),)
-
-    def measured(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
-        """Inputs to time with: as :meth:`inputs`, but with every bucket full."""
-        return self.inputs(workload, rng)
 
     def local_memory(self, workload: Workload, config: Config) -> int:
         """Bytes of local memory of one work-group."""

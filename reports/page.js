@@ -1,7 +1,8 @@
 "use strict";
 // Draws the plots that lie in the page as JSON, in the colours of the style sheet, and sorts tables.
 
-const NARROW = 640;
+const NARROW = 640; // pixels of a plot's width
+const LONG_LABEL = 38; // characters
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
 /** A copy of `value` where every `color` that names a style variable ("--memory") has its value. */
@@ -13,10 +14,11 @@ function coloured(value, style) {
   return Object.fromEntries(pairs);
 }
 
-/** A label in two lines, broken at the space next to its middle. */
-function inTwoLines(label) {
-  const spaces = [...label.matchAll(/ /g)].map((match) => match.index);
+/** `label` in two lines if it is longer than `most`, broken at the space next to its middle. */
+function folded(label, most) {
+  if (label.length <= most) return label;
   const middle = label.length / 2;
+  const spaces = [...label.matchAll(/ /g)].map((match) => match.index);
   const at = spaces.sort((a, b) => Math.abs(a - middle) - Math.abs(b - middle))[0];
   return at === undefined ? label : `${label.slice(0, at)}<br>${label.slice(at + 1)}`;
 }
@@ -29,7 +31,7 @@ function themed(layout, style, width, curves) {
   const legend = narrow || layout.barmode
     ? { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom", traceorder: "normal" }
     : { orientation: "v", x: 1.02, y: 1 };
-  const ticktext = narrow ? layout.yaxis.ticktext.map(inTwoLines) : layout.yaxis.ticktext;
+  const ticktext = layout.yaxis.ticktext.map((label) => folded(label, narrow ? 12 : LONG_LABEL));
   // A legend of many curves would take the plot's own room.
   const room = narrow && !layout.barmode ? 17 * curves : 0;
   return {
@@ -57,6 +59,7 @@ function draw(source) {
   if (!canvas.offsetParent) return; // inside a closed <details>: drawn when it opens
   const style = getComputedStyle(document.documentElement);
   const figure = coloured(JSON.parse(source.textContent), style);
+  for (const trace of figure.data) trace.name = folded(trace.name, LONG_LABEL);
   const layout = themed(figure.layout, style, canvas.clientWidth, figure.data.length);
   const axis = pressedAxis(canvas.id);
   if (axis === "seconds") useSeconds(figure.data, layout);

@@ -24,6 +24,9 @@ ENUMERABLE = 50_000
 SMALL = 24
 #: Proposals of the sampler that may be infeasible or known before a random one is taken.
 RETRIES = 20
+#: A variant whose best is this many times slower than the best of all is left alone, but for a
+#: share of the proposals.
+FAR_BEHIND, ANY_VARIANT = 2.0, 0.05
 
 
 class Search:
@@ -109,6 +112,9 @@ class Search:
             config = self._starts.pop(0)
             if config not in self._times:
                 return config
+        unseen = [name for name in self.parameters if name not in self._variant_bests()]
+        if unseen and (first := self._first_of(unseen[0])) is not None:
+            return first
         remaining = self._remaining()
         if remaining is not None and len(remaining) <= SMALL:
             return self._random.choice(remaining) if remaining else None
@@ -151,6 +157,12 @@ class Search:
                     found.append(other)
         return found
 
+    def _first_of(self, variant: str) -> Config | None:
+        """The untried configuration of ``variant`` that is most like the best of all."""
+        like = dict(self.best[0].params) if self.best else {}
+        found = [c for c in self.feasible or () if c.variant == variant and c not in self._times]
+        return max(found, key=lambda c: sum(like.get(n) == v for n, v in c.params), default=None)
+
     def _any(self, remaining: list[Config] | None) -> Config | None:
         if remaining is not None:
             return self._random.choice(remaining) if remaining else None
@@ -171,12 +183,28 @@ class Search:
         study = self._get_study()
         for _ in range(RETRIES):
             trial = study.ask()
-            config = self._read(trial)
+            config = self._read(trial, self._random.choice(self._promising()))
             if config not in self._times and config not in self._open and self._feasible(config):
                 self._open[config] = trial
                 return config
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return None
+
+    def _promising(self) -> list[str]:
+        """The variants to propose from: now and then any, else those not far behind the best."""
+        if self.best is None or self._random.random() < ANY_VARIANT:
+            return list(self.parameters)
+        bests = self._variant_bests()
+        limit = FAR_BEHIND * self.best[1]
+        return [name for name in self.parameters if bests.get(name, 0.0) <= limit]
+
+    def _variant_bests(self) -> dict[str, float]:
+        """Best time of each variant that was tried; infinite where nothing of it worked."""
+        bests: dict[str, float] = {}
+        for config, time in self._times.items():
+            known = bests.get(config.variant, math.inf)
+            bests[config.variant] = min(known, time or math.inf)
+        return bests
 
     def _get_study(self) -> optuna.Study:
         if self._study is None:
@@ -190,8 +218,7 @@ class Search:
                     self._study.tell(self._enqueue(config), math.log(time))
         return self._study
 
-    def _read(self, trial: optuna.trial.Trial) -> Config:
-        variant = trial.suggest_categorical("variant", list(self.parameters))
+    def _read(self, trial: optuna.trial.Trial, variant: str) -> Config:
         values = {
             name: trial.suggest_categorical(f"{variant}.{name}", list(choices))
             for name, choices in self.parameters[variant].items()
@@ -202,7 +229,7 @@ class Search:
         """A trial of the study whose parameters are ``config``'s."""
         assert self._study is not None
         fixed = {f"{config.variant}.{name}": value for name, value in config.params}
-        self._study.enqueue_trial({"variant": config.variant, **fixed})
+        self._study.enqueue_trial(fixed)
         trial = self._study.ask()
-        self._read(trial)
+        self._read(trial, config.variant)
         return trial

@@ -62,6 +62,15 @@ class GemmSpec(LinearSpec):
         wide = Config.of(variant, **values, TM=tokens, TN=1, LX=1, LY=32)
         return wide if self.check(workload, wide, limits) is None else config
 
+    def starts(self, workload: Workload, limits: DeviceLimits) -> tuple[Config, ...]:
+        """As many tokens to a work-item as registers may hold: each shares a decoded weight."""
+        safe = self.safe(workload, limits)
+        if limits.type == "cpu":
+            ideas = ({"TM": 8}, {"TM": 6, "TN": 2}, {"TM": 12}, {"TM": 8, "LX": 8, "LY": 2})
+        else:
+            ideas = ({"TM": 8, "LX": 4, "LY": 16}, {"TM": 8, "LX": 8, "LY": 8}, {"R": 8, "TM": 8})
+        return safe, *(safe.replace(**idea) for idea in ideas)
+
     def kernel(self, workload: Workload, config: Config) -> str:
         return "gemm"
 

@@ -56,6 +56,15 @@ class GemvSpec(LinearSpec):
             return config
         return Config.of(variant, **values, LX=1, KS=1, G=1, U=1)
 
+    def starts(self, workload: Workload, limits: DeviceLimits) -> tuple[Config, ...]:
+        """Several row groups to a work-item first: their sums don't wait for each other."""
+        safe = self.safe(workload, limits)
+        if limits.type == "cpu":
+            ideas = ({"G": 4}, {"G": 4, "U": 16}, {"G": 2, "U": 16}, {"R": 8, "G": 4})
+        else:
+            ideas = ({"LX": 8, "KS": 16}, {"R": 8, "LX": 4, "KS": 32}, {"R": 16, "KS": 32})
+        return safe, *(safe.replace(**idea) for idea in ideas)
+
     def kernel(self, workload: Workload, config: Config) -> str:
         return "gemv"
 

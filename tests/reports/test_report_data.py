@@ -8,10 +8,10 @@ import random
 from pathlib import Path
 
 import pytest
-from clk_report_caches import DRIVER, INFO, OLD_DRIVER, RESULT, WORKLOADS, search, tuned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clk_report_caches import DRIVER, INFO, OLD_DRIVER, RESULT, WORKLOADS, search, tuned
 from clkiln.cache.rows import STATUSES, BestRow, DriverRow, RunRow, TrialRow
 from clkiln.cache.store import Store
 from clkiln.errors import CacheError
@@ -186,6 +186,18 @@ def test_a_kernel_without_a_winner_is_listed(path: Path) -> None:
     assert kernel.outcomes == {"crash": 2, "timeout": 1}
 
 
+def test_only_trials_that_succeeded_are_progress() -> None:
+    """A time can be there although the result was wrong: fast nonsense is no improvement."""
+    rows = [("ok", 3e-3), ("wrong result", 1e-9), ("timeout", 1e-9), ("ok", 2e-3), ("ok", 5e-3)]
+    trials = tuple(TrialRow("add n=8", DRIVER, "d", "{}", status, time) for status, time in rows)
+    (kernel,) = build(_contents(trials=trials)).drivers[0].kernels
+    assert [(step.trial, step.time) for step in kernel.progress] == [
+        (1, 3e-3),
+        (4, 2e-3),
+        (5, 2e-3),
+    ]
+
+
 def test_a_roof_that_was_not_measured_is_said(path: Path) -> None:
     tuned(path, trials=2, roof=False)
     driver = collect(path).drivers[0]
@@ -213,7 +225,8 @@ TEXTS = st.text(max_size=12) | st.sampled_from(
 )
 NUMBERS = st.none() | st.floats() | st.integers()
 JSON = st.recursive(
-    NUMBERS | st.booleans() | TEXTS, lambda s: st.dictionaries(TEXTS, s) | st.lists(s)
+    NUMBERS | st.booleans() | TEXTS,
+    lambda inner: st.dictionaries(TEXTS, inner) | st.lists(inner),
 )
 FACTS = st.dictionaries(
     st.sampled_from(["roof.read_bytes_per_s", "roof.flops_per_s", "speed:m", "speed:", "x"]),
@@ -259,7 +272,7 @@ DRIVER_ROWS = st.builds(
 
 
 def _contents(**rows) -> Contents:
-    empty = {name: () for name in ("drivers", "trials", "best", "runs", "binaries")}
+    empty = dict.fromkeys(("drivers", "trials", "best", "runs", "binaries"), ())
     defaults = {"path": "x.db", "size": 0, "schema": 1, "facts": {}}
     return Contents(**{**empty, **defaults, **rows})
 

@@ -8,14 +8,15 @@ import json
 import random
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from clk_report_caches import DRIVER, INFO, OLD_DRIVER, WORKLOADS, search, tuned
 
-from clkiln.cache.rows import DriverRow, RunRow
+from clk_report_caches import DRIVER, INFO, OLD_DRIVER, WORKLOADS, search, tuned
+from clkiln.cache.rows import STATUSES, DriverRow, RunRow
 from clkiln.cache.store import Store
 from clkiln.errors import ClkilnError
 from clkiln.reports import html
@@ -133,7 +134,8 @@ def test_the_plots_hold_what_the_report_says(report: Report) -> None:
         assert [t["x"][index] for t in tuned_bars if t["x"][index]] == [kernel.roof.share]
         assert default["x"][index] == kernel.roof.default_share
         assert kernel.workload.split(" ")[0] in default["hovertext"][index]
-    trials = [sum(numbers) for numbers in zip(*(t["x"] for t in plots["r0d0-outcomes"]["data"]))]
+    stacked = [trace["x"] for trace in plots["r0d0-outcomes"]["data"]]
+    trials = [sum(numbers) for numbers in zip(*stacked, strict=True)]
     assert trials == [kernel.trials for kernel in kernels]
     for curve, kernel in zip(plots["r0d0-progress"]["data"], kernels, strict=True):
         assert curve["y"][0] == 1 and min(curve["y"]) == curve["y"][-1]
@@ -153,8 +155,6 @@ def test_every_plot_has_its_place_and_its_colours(report: Report) -> None:
 
 
 def test_every_status_has_a_colour() -> None:
-    from clkiln.cache.rows import STATUSES
-
     style = Path(html.__file__).with_name("page.css").read_text(encoding="utf-8")
     for status in STATUSES:
         assert style.count(f"--{status.replace(' ', '-')}:") == 2
@@ -226,7 +226,7 @@ def test_several_files_share_a_page(report: Report, hostile: Report, tmp_path: P
     Store.open(tmp_path / "empty.db").close()
     content = Page(page([report, hostile, collect(tmp_path / "empty.db")]))
     assert len(content.all("section")) == 3
-    assert [text for _, text in content.all("h2")][0] == INFO["name"]
+    assert next(text for _, text in content.all("h2")) == INFO["name"]
     assert {name[:2] for name in content.plots()} == {"r0", "r1"}
     (hint,) = [text for a, text in content.all("p") if a.get("class") == "hint"]
     assert hint == "Nothing was tuned yet: run clkiln tune MODEL."
@@ -263,7 +263,5 @@ def test_a_folder_that_is_not_there_is_an_error(report: Report, tmp_path: Path) 
 
 
 def test_a_path_that_is_not_utf8_costs_nothing(report: Report, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     write_html([replace(report, path="/home/\udcff/device.db")], tmp_path / "report.html")
     assert r"\udcff" in (tmp_path / "report.html").read_text(encoding="utf-8")

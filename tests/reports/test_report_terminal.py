@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from clk_report_caches import DRIVER, INFO, OLD_DRIVER, WORKLOADS, search, tuned
 from rich.console import Console
 
+from clk_report_caches import DRIVER, INFO, OLD_DRIVER, WORKLOADS, search, tuned
 from clkiln.cache.rows import DriverRow, RunRow, TrialRow
 from clkiln.cache.store import Store
 from clkiln.reports.data import collect
