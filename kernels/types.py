@@ -13,7 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -210,6 +210,7 @@ _INCLUDE = re.compile(r'^\s*#include\s+"([\w./]+)"\s*$', re.MULTILINE)
 _ROOM = Path(__file__).parent
 
 
+@cache
 def read_source(path: str) -> str:
     """The text of ``kernels/<path>`` with every ``#include "x"`` (relative to ``kernels/``) inlined."""
     text = (_ROOM / path).read_text(encoding="utf-8")

@@ -23,6 +23,9 @@ class Geometry(Protocol):
 class Launch:
     """A kernel, its arguments and its geometry. It keeps its tensors alive.
 
+    Launches of one program share its kernel object, because making one costs pyopencl 0.2 ms of
+    generated code; what the kernel holds is set again only when another launch used it last.
+
     Raises :class:`~clkiln.errors.LaunchError` where the driver refuses the arguments, and
     :class:`~clkiln.errors.DeviceError` for a tensor of another device.
     """
@@ -33,18 +36,30 @@ class Launch:
         self._queue = program.context.queue
         for tensor in tensors:
             tensor.belongs_to(program.context)
-        self.kernel = program.new_kernel()
+        self._kernel = program.kernel()
+        if self._kernel.num_args != len(self.tensors):
+            raise LaunchError(
+                f"{program.label}: {len(self.tensors)} arguments for {self._kernel.num_args}"
+            )
+        self._bind()
+
+    def _bind(self) -> None:
+        kernel = self._kernel
         try:
-            self.kernel.set_args(*(tensor.handle for tensor in tensors))
+            for index, tensor in enumerate(self.tensors):
+                kernel.set_arg(index, tensor.handle)
         except cl.Error as error:
-            raise LaunchError(f"{program.label}: bad arguments: {error}") from error
+            raise LaunchError(f"{self.program.label}: bad arguments: {error}") from error
+        self.program.bound = self
 
     def enqueue(self, geometry: Geometry | None = None) -> cl.Event:
         """Enqueue once, with another geometry where the sizes of this step ask for it."""
+        if self.program.bound is not self:
+            self._bind()
         shape = geometry or self.geometry
         try:
             return cl.enqueue_nd_range_kernel(
-                self._queue, self.kernel, shape.global_size, shape.local_size
+                self._queue, self._kernel, shape.global_size, shape.local_size
             )
         except cl.Error as error:
             raise LaunchError(

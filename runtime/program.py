@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..errors import BuildError, CacheMissError
+from ..errors import BuildError, CacheMissError, LaunchError
 from .context import Context
 from .opencl import cl
 
@@ -54,14 +54,19 @@ class Program:
     """A built program with one kernel. ``label`` names operation, variant and parameters."""
 
     def __init__(self, context: Context, handle: cl.Program, source: Source, label: str) -> None:
-        self.context, self.handle, self.kernel, self.label = context, handle, source.kernel, label
+        self.context, self.handle, self.name, self.label = context, handle, source.kernel, label
         #: Set by whoever has seen a launch of it finish: only then is the binary complete.
         self.launched = False
+        #: The launch whose arguments the kernel holds.
+        self.bound: object = None
+        self._kernel: cl.Kernel | None = None
 
-    def new_kernel(self) -> cl.Kernel:
-        """A kernel object of its own, for arguments that are bound once."""
-        with self.context.errors(f"{self.label}: making the kernel"):
-            return cl.Kernel(self.handle, self.kernel)
+    def kernel(self) -> cl.Kernel:
+        """The kernel object, made once. Raises :class:`~clkiln.errors.LaunchError`."""
+        if self._kernel is None:
+            with self.context.errors(f"{self.label}: making the kernel"):
+                self._kernel = cl.Kernel(self.handle, self.name)
+        return self._kernel
 
     def binary(self) -> bytes:
         """The driver's binary. Take it after the first launch: PoCL compiles again there."""
@@ -71,7 +76,7 @@ class Program:
     def work_group_limit(self) -> int:
         """The largest work-group that this compiled kernel can be launched with."""
         return int(
-            self.new_kernel().get_work_group_info(
+            self.kernel().get_work_group_info(
                 cl.kernel_work_group_info.WORK_GROUP_SIZE, self.context.device.handle
             )
         )
@@ -79,7 +84,7 @@ class Program:
     def local_memory(self) -> int:
         """Bytes of local memory that the compiled kernel takes, as the driver reports it."""
         return int(
-            self.new_kernel().get_work_group_info(
+            self.kernel().get_work_group_info(
                 cl.kernel_work_group_info.LOCAL_MEM_SIZE, self.context.device.handle
             )
         )
@@ -155,8 +160,8 @@ class ProgramLoader:
             handle = cl.Program(self.context.handle, [self.context.device.handle], [binary])
             handle.build(options=list(source.options), cache_dir=False)
             program = Program(self.context, handle, source, label)
-            cl.Kernel(handle, source.kernel)
-        except cl.Error as error:
+            program.kernel()
+        except (cl.Error, LaunchError) as error:
             logger.warning("%s: the driver refused its cached binary, compiling: %s", label, error)
             return None
         return program

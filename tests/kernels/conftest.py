@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from clk_run import Runner
 from clkiln.runtime.opencl import cl
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from clk_cases import any_of
 from clk_run import Runner, relative_error
 from clkiln.kernels import SPECS

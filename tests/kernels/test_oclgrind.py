@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import clk_oclgrind
 import pytest
+
+import clk_oclgrind
 from clk_cases import TINY
 from clkiln.kernels import SPECS
 

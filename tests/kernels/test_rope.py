@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from clk_cases import any_of
 from clk_run import Runner
 from clkiln.kernels import SPECS

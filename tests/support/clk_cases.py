@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from clkiln.kernels.types import Config, DeviceLimits, KernelSpec, Workload
 
 #: Workloads for a simulator that does about 100,000 multiply-adds a second, by operation. Sizes

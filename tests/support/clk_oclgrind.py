@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import islice
 
 import numpy as np
+
 from clk_cases import TINY, sample
 from clk_run import Limits, Runner
 from clkiln.kernels import SPECS

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from clkiln.kernels.types import Argument, Array, Config, KernelSpec, Source, Workload
 from clkiln.runtime.opencl import cl
 
