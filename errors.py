@@ -24,7 +24,7 @@ class DeviceError(ClkilnError):
 
 
 class OpenCLError(ClkilnError):
-    """The driver refused something. The message names the operation, the variant and its parameters."""
+    """The driver refused something; the message names operation, variant and parameters."""
 
 
 class BuildError(OpenCLError):

@@ -88,7 +88,8 @@ def main() -> None:
             rounds = [(ours(), theirs()) for _ in range(args.repeats)]
             mine, other = (statistics.median(column) for column in zip(*rounds, strict=True))
             figures[name] = {"clkiln": mine, "llama.cpp": other, "ratio": mine / other}
-            print(f"{name}: clkiln {mine:.1f} tok/s, llama.cpp {other:.1f} tok/s, x{mine / other:.2f}")
+            ratio = f"x{mine / other:.2f}"
+            print(f"{name}: clkiln {mine:.1f} tok/s, llama.cpp {other:.1f} tok/s, {ratio}")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 #: How a trial can end. Everything but ``ok`` is a failure that is kept and never tried again.
-STATUSES = ("ok", "constraint", "compile error", "launch error", "crash", "timeout", "wrong result")
+STATUSES = (
+    "ok",
+    "constraint",
+    "compile error",
+    "launch error",
+    "crash",
+    "timeout",
+    "wrong result",
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -128,6 +128,17 @@ class Store(Reader):
             "payload": payload,
         }
         self._replace("binaries", record)
+
+    def drop_binaries(self, keys: Iterable[str]) -> None:
+        """Delete programs that nothing needs any more; unknown keys are fine."""
+
+        def drop(database: Database) -> None:
+            for key in wanted:
+                database.execute("DELETE FROM binaries WHERE key = ?", (key,))
+
+        wanted = sorted(keys)
+        if wanted:
+            self._write(drop, None)
 
     def set_fact(self, name: str, value: Any, *, driver: str = "") -> None:
         """Keep a small value that JSON can hold. Raises ``TypeError`` for any other."""

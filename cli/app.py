@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ import click
 from .. import __version__
 from ..errors import ClkilnError
 
-#: Command -> what it does. The module of that name below ``cli`` holds the click command ``command``.
+#: Command -> what it does. The module of that name holds the click command ``command``.
 COMMANDS = {
     "run": "Answer a prompt.",
     "tune": "Search the best kernels of a model for a device, once.",
@@ -64,6 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0; 2 for wrong usage; 130 after Ctrl-C; else 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        # An answer may hold any character; a terminal that can't show one shows a question mark.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     handler = WarningHandler(logging.DEBUG if debug else logging.WARNING)
     logger = logging.getLogger("clkiln")
     logger.addHandler(handler)

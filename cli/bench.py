@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
+from ..errors import UsageError
 from .common import print_json, shared, warn
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def command(
     from ..inference.engine import Engine
     from ..inference.speed import measure_decode, measure_prefill
 
+    if not prompt and not tokens:
+        raise UsageError("nothing to measure: -p and -n are both 0")
     context = max(prompt, tokens + 1)
     with Engine.load(
         model, device, cache, ctx_size=context, variant=variant, warn=warn
@@ -82,17 +85,16 @@ def _row(engine: Engine, speed: Speed) -> dict[str, Any]:
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     click.echo(out.getvalue(), nl=False)
 
 
 def _print_markdown(rows: list[dict[str, Any]]) -> None:
-    if rows:
-        first = rows[0]
-        state = "tuned" if first["tuned"] else "not tuned"
-        click.echo(f"{first['model']} on {first['device']} ({first['driver_version']}), {state}\n")
+    first = rows[0]
+    state = "tuned" if first["tuned"] else "not tuned"
+    click.echo(f"{first['model']} on {first['device']} ({first['driver_version']}), {state}\n")
     click.echo("| test | tokens/s | GB/s | of bandwidth | GFLOP/s | of arithmetic |")
     click.echo("| --- | --- | --- | --- | --- | --- |")
     for row in rows:

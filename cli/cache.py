@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from ..errors import CacheError
-from .common import print_json, shared
+from ..errors import CacheError, UsageError
+from .common import note, print_json, shared
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -62,14 +63,25 @@ def clear_command(
 
     path = _existing(device, cache)
     what = "the compiled programs" if binaries else "all parameters, trials and programs"
-    if not yes:
-        click.confirm(f"Delete {what} in {path}?", abort=True, err=True)
+    if not yes and not _confirmed(f"Delete {what} in {path}?"):
+        note("nothing was deleted")
+        return
     with Store.open(path) as store:
         count = store.clear(binaries_only=binaries)
     if as_json:
         print_json({"cache_file": str(path), "deleted": count})
     else:
         click.echo(f"deleted {count} rows from {path}")
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        # No Ctrl-C: standard input ended before there was an answer.
+        raise UsageError("nobody there to confirm it: add --yes") from None
 
 
 def _path(device: str | None, cache: Path | None) -> Path:

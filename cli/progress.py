@@ -26,7 +26,8 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), TextColumn("{task.fields[note]}"))  # fmt: skip
+    note_column = TextColumn("{task.fields[note]}")
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), note_column)
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("tuning", total=None, note="")
 

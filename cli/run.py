@@ -79,7 +79,10 @@ def command(
 def _read_prompt() -> str:
     if sys.stdin.isatty():
         note("reading the prompt from standard input, end with Ctrl-D")
-    text = sys.stdin.read()
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt on standard input is not UTF-8: {error.reason}") from error
     if not text.strip():
         raise UsageError("no prompt: give one as an argument or on standard input")
     return text

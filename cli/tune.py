@@ -53,6 +53,7 @@ def command(
     from ..cache.paths import cache_file
     from ..cache.store import Store
     from ..inference.catalog import resolve
+    from ..inference.choose import together
     from ..inference.config import ModelConfig
     from ..inference.devices import choose_device
     from ..inference.gguf import GGUFFile
@@ -62,11 +63,12 @@ def command(
     from ..tuner.levels import LEVELS, parse_budget
     from ..tuner.session import undone
 
-    seconds = parse_budget(budget) if budget else None
-    request = VariantRequest.parse(variant)
+    seconds = parse_budget(budget) if budget is not None else None
+    asked = VariantRequest.parse(variant)
     path = resolve(model)
     file = GGUFFile.open(path)
     config = ModelConfig.from_gguf(file)
+    request = together(asked, config.tied)
     wanted = _only(uses(Graph(config, Weights(file, config), "f16"), config.context_length), kernels)
     lacking = request.lacking(use.workload.op for use in wanted)
     if lacking:
@@ -79,7 +81,7 @@ def command(
     with Store.open(where, warn=warn) as store:
         todo = wanted
         if not force:
-            todo = undone(store, chosen.info.driver_key, wanted, LEVELS[level], LEVELS)
+            todo = undone(store, chosen.info.driver_key, wanted, LEVELS[level], request)
         job = Job(path, config, chosen, store, where, LEVELS[level], seconds, force, request)
         if not todo:
             _done_already(job, wanted, as_json)
@@ -249,12 +251,12 @@ def _dry_run(
     from ..kernels import SPECS
     from ..tuner.session import SECONDS_PER_TRIAL
 
-    rows = []
+    rows, total = [], 0
     for use in wanted:
         spec, kind = SPECS[use.workload.op], variants.kind(use.workload.op)
         feasible = len(spec.feasible(use.workload, device.info, kind))
         rows.append({"workload": str(use.workload), "phase": use.phase, "feasible": feasible})
-    total = sum(row["feasible"] for row in rows)
+        total += feasible
     limits = [s for s in (level.seconds, seconds, total * SECONDS_PER_TRIAL) if s is not None]
     if as_json:
         print_json({"device": device.info.name, "level": level.name, "workloads": rows,

@@ -39,6 +39,15 @@ def poison(dtype: np.dtype[Any], count: int) -> Array:
     return np.full(count, np.iinfo(dtype).min, dtype)
 
 
+def guard(dtype: np.dtype[Any]) -> Array:
+    """What lies behind outputs: values that change even if a kernel only adds zero to them.
+
+    Poison would not do: NaN plus anything is the same NaN.
+    """
+    values = (-0.0, 1.0) if np.issubdtype(dtype, np.floating) else (np.iinfo(dtype).min, 1)
+    return np.resize(np.array(values, dtype), GUARD)
+
+
 class Bound:
     """A launch together with the tensors it reads and writes, by argument name."""
 
@@ -47,8 +56,16 @@ class Bound:
 
     def twin(self, names: set[str]) -> Bound:
         """The same launch on copies of the tensors called ``names``, sharing the others."""
-        tensors = {n: t.copy() if n in names else t for n, t in self.tensors.items()}
-        launch = Launch(self.launch.program, list(tensors.values()), self.launch.geometry)
+        copies: dict[str, Tensor] = {}
+        try:
+            for name in names:
+                copies[name] = self.tensors[name].copy()
+            tensors = self.tensors | copies
+            launch = Launch(self.launch.program, list(tensors.values()), self.launch.geometry)
+        except BaseException:
+            for tensor in copies.values():
+                tensor.release()
+            raise
         return Bound(launch, tensors)
 
     def release(self) -> None:
@@ -147,9 +164,9 @@ def _tensor(
     if argument.role in ("output", "inout"):
         dtype = np.dtype(argument.dtype)
         count = int(np.prod(argument.shape))
-        content = poison(dtype, count + GUARD)
-        if argument.role == "inout":
-            content[:count] = arrays[argument.name].reshape(-1)
+        inout = argument.role == "inout"
+        start = arrays[argument.name].reshape(-1) if inout else poison(dtype, count)
+        content = np.concatenate([start, guard(dtype)], dtype=dtype)
         return context.upload(content, what=what)
     return context.upload(arrays[argument.name], argument.memory, what=what)
 
@@ -170,7 +187,7 @@ def check(
             continue
         flat = bound.tensors[argument.name].read()
         count = int(np.prod(argument.shape))
-        if flat[count:].tobytes() != poison(flat.dtype, GUARD).tobytes():
+        if flat[count:].tobytes() != guard(flat.dtype).tobytes():
             return Verdict(False, float("inf"), f"{argument.name}: written past its end")
         raw[argument.name] = flat[:count].reshape(argument.shape)
     return compare(spec.outputs(workload, raw), reference, spec.tolerance(workload))

@@ -16,7 +16,7 @@ TUNED_CONTEXTS = CONTEXTS[:2]
 
 
 def token_bucket(m: int) -> int:
-    """The bucket of a step of ``m`` tokens, 1 to :data:`CHUNK`; one token is a bucket of its own."""
+    """The bucket of a step of 1 to :data:`CHUNK` tokens; one token is a bucket of its own."""
     if m == 1:
         return 1
     return next(size for size in TOKENS if m <= size)

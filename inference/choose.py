@@ -12,10 +12,10 @@ from typing import Literal
 
 from ..cache.rows import BestRow
 from ..cache.store import Store
-from ..errors import UnsupportedOperation
+from ..errors import UnsupportedOperation, UsageError
 from ..kernels import SPECS
-from ..kernels.types import Config, DeviceLimits, Workload
-from ..kernels.variants import VariantRequest
+from ..kernels.types import Config, DeviceLimits, KernelSpec, Workload
+from ..kernels.variants import VariantRequest, choice_fact
 
 Origin = Literal["tuned", "older driver", "neighbour", "default"]
 #: Sizes that vary at run time; workloads that differ in nothing else are neighbours.
@@ -29,6 +29,15 @@ class Choice:
     workload: Workload
     config: Config
     origin: Origin
+
+    @property
+    def fallback(self) -> str | None:
+        """What was lacking, in a line; None for parameters that hold under this driver."""
+        if self.origin == "default":
+            return f"{self.workload}: not tuned, safe default {self.config}"
+        if self.origin == "older driver":
+            return f"{self.workload}: tuned under another driver, {self.config}"
+        return None
 
 
 class Chooser:
@@ -57,6 +66,8 @@ class Chooser:
         """
         digest = SPECS[workload.op].digest()
         own = self._best.get((str(workload), digest))
+        for config in self._usable(workload, layout, self._requested(workload, digest)):
+            return Choice(workload, config, "tuned")
         for config in self._usable(workload, layout, [own] if own else []):
             return Choice(workload, config, "tuned")
         if own and (layout or self.variants.kind(workload.op)):
@@ -79,7 +90,8 @@ class Chooser:
             try:
                 config = Config.parse(row if isinstance(row, str) else row.config)
                 fits = (
-                    self.variants.allows(workload.op, config)
+                    _declared(spec, workload, config)
+                    and self.variants.allows(workload.op, config)
                     and layout in (None, spec.layout(workload, config))
                     and spec.check(workload, config, self.limits) is None
                 )
@@ -87,6 +99,15 @@ class Chooser:
                 continue  # a row that this version can't read is no row
             if fits and (workload, config) not in self._banned:
                 yield config
+
+    def _requested(self, workload: Workload, digest: str) -> list[str]:
+        """What was tuned under the same ``--variant``."""
+        if not str(self.variants):
+            return []
+        fact = self.store.fact(
+            choice_fact(str(self.variants), workload, digest), driver=self.driver
+        )
+        return [fact] if isinstance(fact, str) else []
 
     def _runners_up(self, workload: Workload, digest: str) -> list[str]:
         trials = self.store.trials(
@@ -117,6 +138,31 @@ class Chooser:
             reason = broken.reason
         asked = f" as {kind}" if kind else ""
         raise UnsupportedOperation(f"{workload}: this device can't run it{asked}: {reason}")
+
+
+def together(request: VariantRequest, tied: bool) -> VariantRequest:
+    """``request`` with one kind for all operations that read the same weights.
+
+    A weight lies in one place, so what is asked of GEMV holds for GEMM, and the other way about;
+    for the embedding look-up, too, where the output head is ``tied`` to it. Raises
+    :class:`~clkiln.errors.UsageError` where two kinds are asked of them.
+    """
+    ops = ("gemv", "gemm", "embedding") if tied else ("gemv", "gemm")
+    asked = {op: request.by_op[op] for op in ops if op in request.by_op}
+    if len(set(asked.values())) > 1:
+        what = " and ".join(f"{op}={kind}" for op, kind in asked.items())
+        raise UsageError(f"variants {what}: they read the same weights, so ask one kind of them")
+    kinds = set(asked.values())
+    return VariantRequest(
+        request.default, {**request.by_op, **{op: kind for kind in kinds for op in ops}}
+    )
+
+
+def _declared(spec: KernelSpec, workload: Workload, config: Config) -> bool:
+    """Whether ``config`` is a point of the space: a cache file may hold anything."""
+    values = spec.parameters(workload, spec.variant(config.variant))
+    given = dict(config.params)
+    return given.keys() == values.keys() and all(given[name] in values[name] for name in values)
 
 
 def _parse(text: str) -> Workload | None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,13 +19,13 @@ from typing import Any, Literal
 from ..cache.paths import cache_file
 from ..cache.rows import DriverRow
 from ..cache.store import Store
-from ..errors import CacheMissError, ContextLengthError, UsageError
+from ..errors import ContextLengthError, OpenCLError, UsageError
 from ..kernels.variants import VariantRequest
 from ..runtime.context import Context
 from ..runtime.device import Device
 from ..runtime.program import ProgramLoader
 from .catalog import resolve
-from .choose import Chooser
+from .choose import Chooser, together
 from .config import ModelConfig
 from .detokenize import StreamDecoder
 from .devices import choose_device
@@ -79,7 +80,7 @@ class Stream:
 class Engine:
     """A loaded model. Make it with :meth:`load`; use it as a context manager or ``close`` it.
 
-    One sequence at a time and one thread: each call starts a new sequence.
+    One sequence at a time and one thread: each answer starts a new sequence and ends the one before.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Engine:
         #: Why this device was chosen, as a phrase.
         self.device_reason = why
         self._file = file
+        self._answering: Completion | None = None
 
     @classmethod
     def load(
@@ -119,11 +121,12 @@ class Engine:
         :class:`~clkiln.errors.CacheMissError`, :class:`~clkiln.errors.UsageError`.
         """
         warn = warn or logger.warning
-        request = VariantRequest.parse(variant)
+        asked = VariantRequest.parse(variant)
         if kv_dtype not in KV_DTYPES:
             raise UsageError(f"KV cache dtype {kv_dtype!r}: {' or '.join(KV_DTYPES)}")
         file = GGUFFile.open(resolve(str(model)))
         config = ModelConfig.from_gguf(file)
+        request = together(asked, config.tied)
         limit = _context_limit(ctx_size, config)
         chosen, why = choose_device(device, config.digest, warn)
         path = Path(cache) if cache else cache_file(chosen.info.name, chosen.info.platform)
@@ -137,7 +140,7 @@ class Engine:
                 limit=limit, kv=kv_dtype, warn=warn,
             )  # fmt: skip
             engine = cls(runner, Tokenizer.from_gguf(file.metadata), file, store, why=why)
-            engine._report_choices(warn, require_cache)
+            engine._report_choices(warn)
         except BaseException:
             store.close()
             raise
@@ -150,9 +153,14 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Wait for the device and close the cache file."""
-        self.runner.context.close()
-        self.store.close()
+        """Wait for the device, keep what an unfinished answer compiled, close the cache file."""
+        try:
+            self.runner.context.close()
+            # A binary that can't be kept is compiled again next time; the answer is out.
+            with contextlib.suppress(OpenCLError):
+                self.runner.loader.keep_fresh()
+        finally:
+            self.store.close()
 
     # -- generation ------------------------------------------------------------------------------
 
@@ -222,6 +230,7 @@ class Engine:
     def _pieces(self, completion: Completion, sampler: Sampler, max_tokens: int) -> Iterator[str]:
         runner, decoder = self.runner, StreamDecoder(self.tokenizer)
         ids = completion.prompt_token_ids
+        self._answering = completion
         start = time.perf_counter()
         runner.reset()
         runner.feed(ids)
@@ -238,6 +247,8 @@ class Engine:
             if piece:
                 completion.text += piece
                 yield piece
+                if self._answering is not completion:
+                    raise UsageError("another answer began on this engine: it gives one at a time")
             if produced == max_tokens or runner.length == runner.limit:
                 break
             if sampler.temperature == 0:
@@ -275,26 +286,16 @@ class Engine:
 
     def fallbacks(self) -> list[str]:
         """What does not run as tuned or as asked, a line each."""
-        lines = []
         chooser = self.runner.planner.chooser
-        for workload, choice in self.runner.planner.choices.items():
-            if choice.origin == "default":
-                lines.append(f"{workload}: not tuned, safe default {choice.config}")
-            elif choice.origin == "older driver":
-                lines.append(f"{workload}: tuned under another driver, {choice.config}")
+        lines = [c.fallback for c in self.runner.planner.choices.values() if c.fallback]
         ops = {workload.op for workload in self.runner.planner.choices}
         kind = chooser.variants.default
         lines += [f"{op}: has no {kind} variant" for op in chooser.variants.lacking(ops)]
         return lines
 
-    def _report_choices(self, warn: Callable[[str], None], require_cache: bool) -> None:
+    def _report_choices(self, warn: Callable[[str], None]) -> None:
         counts = origins(self.runner.planner.choices)
         self.store.put_driver(DriverRow(self.device.driver_key, self.device.as_dict()))
-        if require_cache and counts.get("default", 0) + counts.get("older driver", 0):
-            raise CacheMissError(
-                f"{self.fallbacks()[0]} (and {len(self.fallbacks()) - 1} more): run clkiln tune "
-                f"for this model and device first"
-            )
         if counts.get("older driver"):
             warn(
                 f"the driver of {self.device.name} changed: {counts['older driver']} kernels run "

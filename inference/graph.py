@@ -77,7 +77,7 @@ class Graph:
         self, name: str, m: int, *, n: int, k: int, x: str, y: str, fuse: str = "none"
     ) -> Step:
         bias = name.endswith(".qkv") and self.config.qkv_bias
-        items = {"n": n, "k": k, "w": self.weights.dtype(name), "fuse": fuse}
+        items: dict[str, int | str] = {"n": n, "k": k, "w": self.weights.dtype(name), "fuse": fuse}
         items["bias"] = "yes" if bias else "no"
         tensors = {"w": name, "x": x, "y": y, "bias": f"{name}.bias", "state": "state"}
         if m == 1:

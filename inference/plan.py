@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import OpenCLError, UnsupportedOperation
+from ..errors import CacheMissError, OpenCLError, OutOfDeviceMemory, UnsupportedOperation
 from ..harness.operation import Operation, label_of, source_of
 from ..kernels import SPECS
 from ..kernels.types import Config, Geometry, Workload
@@ -57,12 +57,15 @@ class Plan:
             step.launch.enqueue(geometry)
 
     def _first_run(self, geometries: Sequence[Geometry]) -> None:
-        """Run once, and note by how much each program's first launch exceeds its second."""
-        repeated: set[int] = set()
+        """Run once, and note by how much each program's first launch exceeds its second.
+
+        Only a second launch in the same run is of the same size; without one, the whole time counts.
+        """
+        once: set[int] = set()
         for step, geometry in zip(self.steps, geometries, strict=True):
             program = step.launch.program
             new = id(program) not in self._seen
-            if not new and (id(program) in repeated or self._seen[id(program)] == 0):
+            if not new and id(program) not in once:
                 step.launch.enqueue(geometry)
                 continue
             program.context.finish()
@@ -73,9 +76,10 @@ class Plan:
             program.launched = True
             if new:
                 self._seen[id(program)] = took
+                once.add(id(program))
             else:
                 self._seen[id(program)] = max(0.0, self._seen[id(program)] - took)
-                repeated.add(id(program))
+                once.discard(id(program))
 
 
 class Planner:
@@ -106,7 +110,8 @@ class Planner:
         A linear layer's decode workload decides its weight's layout; whatever else reads that
         weight takes a configuration for the same layout. Parameters tuned under another driver
         are verified here. Raises :class:`~clkiln.errors.UnsupportedOperation`, naming all
-        operations that this device can't run.
+        operations that this device can't run, and :class:`~clkiln.errors.CacheMissError` where
+        the cache is required and holds no parameters for this driver.
         """
         readers: dict[Workload, set[str]] = {}
         for step in steps:
@@ -114,12 +119,17 @@ class Planner:
                 weight = {step.tensors["w"]} if _reads_matrix(step) else set()
                 readers.setdefault(step.workload, set()).update(weight)
         missing: list[str] = []
+        untuned: list[str] = []
         # GEMV first: it decides layouts.
         for workload in sorted(readers, key=lambda w: (w.op != "gemv", str(w))):
             layouts = {self.resident.layouts.get(name) for name in readers[workload]} - {None}
             layout = layouts.pop() if layouts else None
             try:
-                choice = self._verified(self.chooser.choose(workload, layout), layout)
+                choice = self.chooser.choose(workload, layout)
+                if self.loader.require_cache and choice.fallback:
+                    untuned.append(choice.fallback)
+                    continue
+                choice = self._verified(choice, layout)
             except UnsupportedOperation as error:
                 missing.append(str(error))
                 continue
@@ -129,6 +139,11 @@ class Planner:
                 self.resident.layouts.setdefault(name, str(chosen))
         if missing:
             raise UnsupportedOperation("; ".join(missing))
+        if untuned:
+            more = f" (and {len(untuned) - 1} more)" if len(untuned) > 1 else ""
+            raise CacheMissError(
+                f"{untuned[0]}{more}: run clkiln tune for this model and device first"
+            )
         return [self.choices[workload] for workload in readers]
 
     def load(self, choices: Iterable[Choice]) -> None:
@@ -177,15 +192,15 @@ class Planner:
             store, driver = self.chooser.store, self.chooser.driver
             if store.fact(fact, driver=driver) == str(choice.config):
                 break
-            operation = Operation(self.context, choice.workload)
             try:
+                operation = Operation(self.context, choice.workload)
                 program = self.loader.load(
                     source_of(choice.workload, choice.config),
                     label_of(choice.workload, choice.config),
                 )
                 verdict = operation.verify(program, choice.config)
                 problem = verdict.message
-            except OpenCLError as error:
+            except (OpenCLError, OutOfDeviceMemory) as error:
                 problem = str(error)
             if not problem:
                 store.set_fact(fact, str(choice.config), driver=driver)

@@ -31,7 +31,8 @@ OPERATIONS = MappingProxyType(
 def _load() -> dict[str, KernelSpec]:
     """One spec object for each operation."""
     return {
-        op: getattr(import_module(f".{op}.spec", __name__), name)() for op, name in OPERATIONS.items() if __import__('pathlib').Path(__file__).with_name(op).joinpath('spec.py').exists()
+        op: getattr(import_module(f".{op}.spec", __name__), name)()
+        for op, name in OPERATIONS.items()
     }
 
 

@@ -13,6 +13,7 @@ from .types import (
     Config,
     DeviceLimits,
     KernelSpec,
+    Role,
     Value,
     Variant,
     Workload,
@@ -61,7 +62,7 @@ class WeightSpec(KernelSpec):
             workload.tag("w"),
             "image2d" if image else "buffer",
             config["R"],
-            config["S"] if "S" in config else 0,
+            config.get("S", 0),
             self.paired(workload),
             config["IW"] if image else 0,
         )
@@ -89,7 +90,7 @@ class WeightSpec(KernelSpec):
 
     def weight_defines(self, workload: Workload, config: Config) -> dict[str, Value]:
         layout = self.layout_of(workload, config)
-        rows, cols = self.weight_shape(workload)
+        cols = workload.size("k")
         defines: dict[str, Value] = {
             f"DTYPE_{layout.dtype.upper()}": 1,
             "R": layout.rows,
@@ -155,7 +156,7 @@ class LinearSpec(WeightSpec):
         arguments = [Argument("x", "input", "float32", (m, k))]
         if workload.tag("bias") == "yes":
             arguments.append(Argument("bias", "input", "float32", (n,)))
-        role = "inout" if workload.tag("fuse") == "add" else "output"
+        role: Role = "inout" if workload.tag("fuse") == "add" else "output"
         return *arguments, Argument("y", role, "float32", (m, n))
 
     def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:

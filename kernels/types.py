@@ -145,8 +145,8 @@ class Config:
     def replace(self, **params: Value) -> Config:
         return Config.of(self.variant, **{**self._map, **params})
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._map
+    def get(self, name: str, default: int) -> int:
+        return self[name] if name in self._map else default
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,8 @@ class Source:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256("\0".join((self.text, self.kernel, *self.options)).encode()).hexdigest()
+        parts = (self.text, self.kernel, *self.options)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 _INCLUDE = re.compile(r'^\s*#include\s+"([\w./]+)"\s*$', re.MULTILINE)
@@ -212,7 +213,7 @@ _ROOM = Path(__file__).parent
 
 @cache
 def read_source(path: str) -> str:
-    """The text of ``kernels/<path>`` with every ``#include "x"`` (relative to ``kernels/``) inlined."""
+    """The text of ``kernels/<path>``, every ``#include`` (of a path below ``kernels/``) inlined."""
     text = (_ROOM / path).read_text(encoding="utf-8")
     return _INCLUDE.sub(lambda match: read_source(match[1]), text)
 
@@ -300,9 +301,13 @@ class KernelSpec(ABC):
     def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
         """Random logical inputs (arrays, and :class:`~.weights.Matrix` for weights) by name."""
 
-    def pack(self, workload: Workload, config: Config, inputs: Mapping[str, Any]) -> dict[str, Array]:
+    def pack(
+        self, workload: Workload, config: Config, inputs: Mapping[str, Any]
+    ) -> dict[str, Array]:
         """Physical arrays for every argument that is not a pure output."""
-        return {a.name: inputs[a.name] for a in self.arguments(workload, config) if a.role != "output"}
+        return {
+            a.name: inputs[a.name] for a in self.arguments(workload, config) if a.role != "output"
+        }
 
     @abstractmethod
     def reference(self, workload: Workload, inputs: Mapping[str, Any]) -> dict[str, Array]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..errors import UsageError
 from . import SPECS
-from .types import Config
+from .types import Config, Workload
 
 KINDS = ("buffer", "image")
 
@@ -38,6 +38,11 @@ class VariantRequest:
                 by_op[op] = kind
         return cls(default, by_op)
 
+    def __str__(self) -> str:
+        """Canonical; empty if nothing was asked."""
+        words = [self.default] if self.default else []
+        return " ".join(words + [f"{op}={kind}" for op, kind in sorted(self.by_op.items())])
+
     def kind(self, op: str) -> str | None:
         """The kind that ``op`` must take; None if it is free, or lacks what was asked of all."""
         if op in self.by_op:
@@ -53,6 +58,11 @@ class VariantRequest:
         if self.default is None:
             return []
         return sorted({op for op in ops if self.default not in kinds_of(op)} - self.by_op.keys())
+
+
+def choice_fact(requested: str, workload: Workload, digest: str) -> str:
+    """Name of the fact that keeps what was chosen for a workload under a request."""
+    return f"choice:{requested}:{digest}:{workload}"
 
 
 def kinds_of(op: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ _FLOATS = {"f32": np.float32, "f16": np.float16}
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A weight of ``rows`` x ``cols``: floats ``[rows, cols]`` or raw blocks ``uint8 [rows, bytes]``."""
+    """A weight: floats ``[rows, cols]``, or raw blocks ``uint8 [rows, bytes of a row]``."""
 
     dtype: str
     cols: int
@@ -66,9 +66,11 @@ class Matrix:
         return np.ascontiguousarray(self._blocks[..., :n]).view(np.float16)
 
     def codes(self) -> Array:
-        """``int8 [rows, cols]`` (q8_0), or nibble pairs ``uint8 [rows, blocks, 16]`` (columns j, j+16)."""
+        """``int8 [rows, cols]`` (q8_0), or ``uint8 [rows, blocks, 16]``: columns j and j + 16."""
         codes = self._blocks[..., 2 * _SCALARS[self.dtype] :]
-        return codes.view(np.int8).reshape(self.rows, self.cols) if self.dtype == "q8_0" else codes
+        if self.dtype != "q8_0":
+            return codes
+        return codes.view(np.int8).reshape(self.rows, self.cols)
 
     @cached_property
     def _blocks(self) -> Array:
@@ -93,7 +95,7 @@ class Matrix:
         return values.reshape(self.rows, self.cols)
 
     def times(self, x: Array, chunk: int = 4096) -> Array:
-        """float64 ``x @ self.T`` for ``x`` of ``[m, cols]``, a few rows at a time to bound memory."""
+        """float64 ``x @ self.T`` for ``x`` of ``[m, cols]``, few rows at a time to bound memory."""
         x = x.astype(np.float64)
         parts = [
             x @ self.slice(i, i + chunk).dequantise().astype(np.float64).T
@@ -192,7 +194,7 @@ class Layout:
 
 
 def pack(matrix: Matrix, layout: Layout) -> dict[str, Array]:
-    """Physical arrays of ``matrix`` in ``layout``: part ``q`` (numbers or codes) and ``s`` (scales).
+    """Physical arrays of ``matrix`` in ``layout``: ``q`` (numbers or codes) and ``s`` (scales).
 
     Row groups are padded with zeros (codes and scales), which add nothing to a product.
     """

@@ -36,7 +36,7 @@ class Context:
 
     def close(self) -> None:
         """Wait for what runs; the driver frees the rest with the last reference."""
-        self.queue.finish()
+        self.finish()
 
     def empty(
         self, shape: Sequence[int], dtype: DTypeLike, memory: Memory = "buffer", *, what: str

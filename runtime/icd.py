@@ -25,7 +25,9 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 #: A user who set one of these has chosen the drivers; nothing is added to that choice.
-USER_VARIABLES = ("OCL_ICD_VENDORS", "OCL_ICD_FILENAMES", "OPENCL_VENDOR_PATH")
+#: ``OCL_ICD_FILENAMES`` is none of them: another loader's variable for drivers besides the listed
+#: ones, which containers set and pyopencl's loader does not read.
+USER_VARIABLES = ("OCL_ICD_VENDORS", "OPENCL_VENDOR_PATH")
 
 SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
 

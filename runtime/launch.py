@@ -45,6 +45,7 @@ class Launch:
 
     def _bind(self) -> None:
         kernel = self._kernel
+        self.program.bound = None  # until all are set: half of ours among another launch's
         try:
             for index, tensor in enumerate(self.tensors):
                 kernel.set_arg(index, tensor.handle)
@@ -69,5 +70,11 @@ class Launch:
 
 
 def event_seconds(event: cl.Event) -> float:
-    """Run time of a finished event in seconds, of a queue with profiling."""
-    return float(event.profile.end - event.profile.start) * 1e-9
+    """Run time of a finished event in seconds, of a queue with profiling.
+
+    Raises :class:`~clkiln.errors.LaunchError` where the driver has none to give.
+    """
+    try:
+        return float(event.profile.end - event.profile.start) * 1e-9
+    except cl.Error as error:
+        raise LaunchError(f"the driver did not time a launch: {error}") from error

@@ -79,8 +79,10 @@ class Tensor:
         context.memory.take(self.nbytes, what)
         try:
             self.handle = self._allocate(data)
-        except (cl.Error, MemoryError) as error:
+        except BaseException as error:
             context.memory.give_back(self.nbytes)
+            if not isinstance(error, (cl.Error, MemoryError)):
+                raise
             raise OutOfDeviceMemory(
                 f"{what} ({readable(self.nbytes)}) was refused by {context.info.name}: {error}"
             ) from error
@@ -98,7 +100,7 @@ class Tensor:
             raise ValueError(f"{self.what}: no image of {self.dtype} with shape {self.shape}")
         pixels = cl.ImageFormat(cl.channel_order.RGBA, _CHANNELS[self.dtype.name])
         size2d = (self.shape[1], self.shape[0])
-        return cl.Image(self.context.handle, flags, pixels, shape=size2d, hostbuf=data)
+        return cl.create_image(self.context.handle, flags, pixels, shape=size2d, hostbuf=data)
 
     def write(self, data: NDArray[Any], *, blocking: bool = True) -> None:
         """Copy ``data`` (at most as long, same dtype) to the start of the buffer."""
@@ -124,16 +126,24 @@ class Tensor:
     def copy(self, what: str | None = None) -> Tensor:
         """Another tensor on the same device with the same content."""
         twin = Tensor(self.context, self.shape, self.dtype, self.memory, what=what or self.what)
-        with self.context.errors(f"copy of {self.what}"):
+        try:
+            twin._fill_from(self)
+        except BaseException:
+            twin.release()
+            raise
+        return twin
+
+    def _fill_from(self, other: Tensor) -> None:
+        """Copy all of a tensor of the same kind and shape."""
+        with self.context.errors(f"copy of {other.what}"):
             if self.memory == "buffer":
-                cl.enqueue_copy(self.context.queue, twin.handle, self.handle)
+                cl.enqueue_copy(self.context.queue, self.handle, other.handle)
             else:
                 region = (self.shape[1], self.shape[0], 1)
                 cl.enqueue_copy(
-                    self.context.queue, twin.handle, self.handle,
+                    self.context.queue, self.handle, other.handle,
                     src_origin=(0, 0, 0), dest_origin=(0, 0, 0), region=region,
                 )  # fmt: skip
-        return twin
 
     def move(self, start: int, count: int) -> None:
         """Copy ``count`` elements of this buffer from ``start`` to its beginning, on the device.

@@ -21,7 +21,7 @@ BINARY_FORMAT = 1
 
 
 class Source(Protocol):
-    """What is built: text with includes inlined, the kernel's name, build options, a digest of all."""
+    """What is built: text with includes inlined, the kernel's name, options, a digest of all."""
 
     @property
     def text(self) -> str: ...
@@ -75,19 +75,15 @@ class Program:
 
     def work_group_limit(self) -> int:
         """The largest work-group that this compiled kernel can be launched with."""
-        return int(
-            self.kernel().get_work_group_info(
-                cl.kernel_work_group_info.WORK_GROUP_SIZE, self.context.device.handle
-            )
-        )
+        return self._limit(cl.kernel_work_group_info.WORK_GROUP_SIZE)
 
     def local_memory(self) -> int:
         """Bytes of local memory that the compiled kernel takes, as the driver reports it."""
-        return int(
-            self.kernel().get_work_group_info(
-                cl.kernel_work_group_info.LOCAL_MEM_SIZE, self.context.device.handle
-            )
-        )
+        return self._limit(cl.kernel_work_group_info.LOCAL_MEM_SIZE)
+
+    def _limit(self, what: int) -> int:
+        with self.context.errors(f"{self.label}: asking for the compiled kernel's limits"):
+            return int(self.kernel().get_work_group_info(what, self.context.device.handle))
 
 
 def program_key(driver_key: str, source: Source) -> str:

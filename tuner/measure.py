@@ -6,6 +6,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
+from ..errors import OutOfDeviceMemory
 from ..harness.operation import Bound, Operation
 from ..kernels.types import Config
 from ..runtime.context import Context
@@ -99,4 +100,10 @@ def _rotation(operation: Operation, config: Config, bound: Bound) -> list[Bound]
     budget = operation.context.memory
     room = (budget.limit - budget.used) // (2 * nbytes)
     count = max(0, min(MAX_COPIES, STREAM_BYTES // nbytes, room))
-    return [bound, *(bound.twin(names) for _ in range(count))]
+    copies = [bound]
+    try:
+        for _ in range(count):
+            copies.append(bound.twin(names))
+    except OutOfDeviceMemory:
+        pass  # others use the device, too; what was copied will do
+    return copies

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from typing import IO, Any, BinaryIO, cast
 
 from ..errors import TuningError
@@ -21,17 +22,28 @@ START_LIMIT = 60.0
 TRIAL_LIMIT = 30.0
 #: Trials that may end a worker one after the other before the device is given up.
 DEATHS_IN_A_ROW = 8
+#: Outcomes after which nothing is wrong with the process and the device that produced them.
+HARMLESS = ("ok", "constraint", "compile error")
 
 
 class Worker:
     """A worker for one device. A trial that kills it costs that trial; the next starts another.
 
+    So does a trial that failed while it ran: on a CPU it may have written over the worker's own
+    data, and a GPU may refuse its context ever after. What comes next must not pay for that.
+
     Use as a context manager. Driver-side kernel caches are private to it, so that compile times
-    are those of a compiler.
+    are those of a compiler. ``command`` starts a worker, with the driver key as its last argument.
     """
 
-    def __init__(self, driver_key: str, *, trial_limit: float = TRIAL_LIMIT) -> None:
-        self.driver_key, self.trial_limit = driver_key, trial_limit
+    def __init__(
+        self,
+        driver_key: str,
+        *,
+        trial_limit: float = TRIAL_LIMIT,
+        command: Sequence[str] = (sys.executable, "-m", "clkiln.tuner.worker"),
+    ) -> None:
+        self.driver_key, self.trial_limit, self.command = driver_key, trial_limit, command
         self.restarts = 0
         self._deaths = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,6 +66,8 @@ class Worker:
         ``extra`` seconds are granted on top of the limit, for large inputs. Raises
         :class:`~clkiln.errors.TuningError` when workers die again and again.
         """
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()  # it died between trials, which is not the next one's fault
         if self._process is None:
             self._start()
         process = self._process
@@ -66,10 +80,15 @@ class Worker:
             answer = None
         except queue.Empty:
             return self._lost("timeout", f"no answer within {self.trial_limit + extra:.0f} s")
+        except BaseException:
+            self.stop()  # else its answer would be taken for that of the next trial
+            raise
         if answer is None:
             return self._lost("crash", self._last_words())
         self._deaths = 0
         fields, payload = answer
+        if fields["status"] not in HARMLESS:
+            self.stop()
         return Outcome(**fields, binary=payload)
 
     def stop(self) -> None:
@@ -95,7 +114,7 @@ class Worker:
         }
         self._log = open(os.path.join(self._scratch.name, "stderr"), "w+b")  # noqa: SIM115
         process = subprocess.Popen(
-            [sys.executable, "-m", "clkiln.tuner.worker", self.driver_key],
+            [*self.command, self.driver_key],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=env,
             start_new_session=True,
         )  # fmt: skip
@@ -132,7 +151,7 @@ class Worker:
         try:
             code = process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return "it closed its output"
+            return "no sign of life"
         self._log.seek(0)
         lines = self._log.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
         end = f": {lines[-1]}" if lines else ""

@@ -219,16 +219,18 @@ class Search:
         return self._study
 
     def _read(self, trial: optuna.trial.Trial, variant: str) -> Config:
-        values = {
-            name: trial.suggest_categorical(f"{variant}.{name}", list(choices))
-            for name, choices in self.parameters[variant].items()
-        }
+        values: dict[str, Value] = {}
+        for name, choices in self.parameters[variant].items():
+            # By index: Optuna's choices may be of more types than a parameter's values are.
+            index = trial.suggest_categorical(f"{variant}.{name}", list(range(len(choices))))
+            values[name] = choices[int(index or 0)]
         return Config.of(variant, **values)
 
     def _enqueue(self, config: Config) -> optuna.trial.Trial:
         """A trial of the study whose parameters are ``config``'s."""
         assert self._study is not None
-        fixed = {f"{config.variant}.{name}": value for name, value in config.params}
+        choices = self.parameters[config.variant]
+        fixed = {f"{config.variant}.{n}": choices[n].index(v) for n, v in config.params}
         self._study.enqueue_trial(fixed)
         trial = self._study.ask()
         self._read(trial, config.variant)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..cache.rows import BestRow, DriverRow, TrialRow
@@ -11,18 +11,21 @@ from ..cache.store import Store
 from ..kernels import SPECS
 from ..kernels.types import Config, Workload
 from ..kernels.uses import Use
-from ..kernels.variants import VariantRequest
+from ..kernels.variants import VariantRequest, choice_fact
 from ..runtime.device import DeviceInfo
 from ..runtime.program import program_key
-from .levels import Level
+from .levels import LEVELS, Level
 from .process import Worker
 from .roofs import ROOF_USES, read_roof, write_roof
 from .search import Search
-from .tasks import Group, Roof, Task, groups_of, transplant
+from .tasks import Group, Task, groups_of
 from .trial import Outcome
 
 #: Trials that a roof gets: it is a yardstick, not a kernel that anybody runs.
 ROOF_TRIALS = 5
+#: Share of the time that goes into timing leaders again (of a fixed time where there is no limit).
+CONFIRM_SHARE, CONFIRM_SECONDS = 0.25, 120.0
+CONFIRM_ROUNDS, CONFIRM_LEADERS = 3, 2
 #: What a trial takes on the devices measured, nearly all of it compiling; for estimates only.
 SECONDS_PER_TRIAL = 0.5
 #: Most promising task first, but a workload within this share of its roof is done.
@@ -80,17 +83,21 @@ class TuningRun:
         self.store, self.info, self.level, self.run_id = store, info, level, run
         self.progress, self.seed = progress, seed
         self.variants = variants or VariantRequest()
+        #: What ``--variant`` asked for: then the choice is kept beside the free one.
+        self.requested = str(self.variants)
         limits = [s for s in (level.seconds, seconds) if s is not None]
         self.budget = min(limits) if limits else None
         self.roof = read_roof(store, info.driver_key)
         self.result = TuneResult()
         self._start = time.monotonic()
+        #: Programs that this run wrote or found chosen; what is not chosen at its end is dropped.
+        self._kept: set[str] = set()
         self.tasks = [self._task(use, force) for use in uses]
         self.roof_tasks = [] if self.roof.flops_per_s else [self._task(u, force) for u in ROOF_USES]
         self.groups = groups_of(self.tasks)
         self._group = {task.workload: group for group in self.groups for task in group.tasks}
         self._written: dict[Workload, str] = {}
-        self._binaries: dict[tuple[Workload, str], tuple[Config, str, bytes]] = {}
+        self._binaries: dict[tuple[Workload, Config], bytes] = {}
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -103,6 +110,7 @@ class TuningRun:
                 self._roofs(worker)
                 self._baseline(worker)
                 self._search(worker)
+                self._confirm(worker)
                 self._settle(worker)
             finally:
                 self.result.restarts = worker.restarts
@@ -125,7 +133,7 @@ class TuningRun:
                 self._try(worker, task, task.safe)
 
     def _search(self, worker: Worker) -> None:
-        while not self._time_over():
+        while not self._time_over(1 - CONFIRM_SHARE):
             if (gap := self._gap()) is not None:
                 self._try(worker, *gap)
                 continue
@@ -136,26 +144,36 @@ class TuningRun:
             if not self._next(worker, task):
                 task.exhausted = True
 
-    def _settle(self, worker: Worker) -> None:
-        """See to it that everything chosen has its binary, even past the budget."""
-        for group in self.groups:
-            for task in group.tasks:
-                chosen = group.chosen().get(task.workload)
-                if chosen is None:
+    def _confirm(self, worker: Worker) -> None:
+        """Time the leaders again, in turns with each other and the default, costliest first.
+
+        The quickest of many noisy measurements is often the luckiest; a median of several is not.
+        """
+        deadline = time.monotonic() + CONFIRM_SHARE * (self.budget or CONFIRM_SECONDS)
+        order = sorted(self.groups, key=lambda group: -group.cost())
+        tasks = [task for group in order for task in group.tasks]
+        for _ in range(CONFIRM_ROUNDS):
+            for task in sorted(tasks, key=lambda t: -t.use.cost(t.best_time() or 0.0)):
+                chosen = self._group[task.workload].chosen().get(task.workload)
+                if chosen is None or not task.new_trials:
                     continue
-                layouts = {t.layout(group.chosen()[t.workload][0]) for t in group.tasks
-                           if t.workload in group.chosen()}  # fmt: skip
-                if len(layouts) > 1 and task.layout(chosen[0]) != self._leading_layout(group):
-                    config = transplant(task, self._leading_layout(group))
-                    if config is not None:
-                        self._try(worker, task, config)
+                ranking = task.ranking(task.layout(chosen[0]))[:CONFIRM_LEADERS]
+                configs = dict.fromkeys([config for config, _ in ranking] + [task.safe])
+                if len(configs) < 2:
+                    continue
+                for config in configs:
+                    if time.monotonic() > deadline:
+                        return
+                    self._try(worker, task, config)
+
+    def _settle(self, worker: Worker) -> None:
+        """See to it that everything chosen is written with its binary, even past the budget."""
+        for group in self.groups:
             self._write_group(group)
             self._write_binaries(worker, group)
-
-    def _leading_layout(self, group: Group) -> str:
-        """The layout of the group's most expensive task."""
-        heaviest = max(group.tasks, key=lambda t: t.use.cost(t.best_time() or 0.0))
-        return heaviest.layout(group.chosen()[heaviest.workload][0])
+        if not self.requested:
+            chosen = {self._key(t, c) for g in self.groups for t, (c, _) in g.choices()}
+            self.store.drop_binaries(self._kept - chosen)
 
     # -- single trials ---------------------------------------------------------------------------
 
@@ -176,15 +194,16 @@ class TuningRun:
         statuses[outcome.status] = statuses.get(outcome.status, 0) + 1
         self.store.add_trial(self._row(task, config, outcome))
         seconds = outcome.time if outcome.status == "ok" else None
-        task.search.tell(config, seconds)
+        if task.search.is_new(config):
+            task.search.tell(config, seconds)
         before = task.best_time()
         if config == task.safe and outcome.binary:
             self.result.defaults[outcome.key] = (f"{task.workload} {config}", outcome.binary)
-        if task.note(config, seconds):
-            layout = task.layout(config)
-            self._binaries[task.workload, layout] = (config, outcome.key, outcome.binary)
-            if task.workload in self._group:
-                self._write_group(self._group[task.workload])
+        if outcome.binary:
+            self._binaries[task.workload, config] = outcome.binary
+        task.note(config, seconds)
+        if task.workload in self._group:
+            self._write_group(self._group[task.workload])
         improved = seconds is not None and (before is None or seconds < 0.98 * before)
         task.idle = 0 if improved else task.idle + 1
         self.progress(self._progress(task))
@@ -223,8 +242,8 @@ class TuningRun:
                 return gap
         return None
 
-    def _time_over(self) -> bool:
-        return self.budget is not None and time.monotonic() - self._start >= self.budget
+    def _time_over(self, share: float = 1.0) -> bool:
+        return self.budget is not None and time.monotonic() - self._start >= share * self.budget
 
     # -- state from and to the store ---------------------------------------------------------------
 
@@ -243,6 +262,9 @@ class TuningRun:
             spec, workload, self.info, kind=kind, starts=starts, tried=tried, seed=self.seed
         )
         task = Task(use, search, safe)
+        before = self.store.best(str(workload), self.info.driver_key, spec.digest())
+        if before is not None and (config := _config(before.config)) is not None:
+            self._kept.add(self._key(task, config))
         for config, seconds in tried.items():
             if self.variants.allows(workload.op, config):
                 task.note(config, seconds)
@@ -261,59 +283,60 @@ class TuningRun:
 
     def _write_group(self, group: Group) -> None:
         """Write the rows and the binaries at hand of a group's choice, where they changed."""
-        chosen = group.chosen()
-        for task in group.tasks:
-            if task.workload not in chosen:
-                continue
-            config, seconds = chosen[task.workload]
-            mark = f"{config} {task.default_time}"
+        for task, (config, seconds) in group.choices():
+            mark = f"{config} {seconds} {task.default_time}"
             if self._written.get(task.workload) == mark:
                 continue
             self._keep_binary(task, config)
-            self.store.set_best(
-                BestRow(
-                    workload=str(task.workload),
-                    driver=self.info.driver_key,
-                    digest=task.digest,
-                    config=str(config),
-                    time=seconds,
-                    default_time=task.default_time,
-                    layout=task.spec.layout(task.workload, config),
+            if self.requested:
+                name = choice_fact(self.requested, task.workload, task.digest)
+                self.store.set_fact(name, str(config), driver=self.info.driver_key)
+            else:
+                self.store.set_best(
+                    BestRow(
+                        workload=str(task.workload),
+                        driver=self.info.driver_key,
+                        digest=task.digest,
+                        config=str(config),
+                        time=seconds,
+                        default_time=task.default_time,
+                        layout=task.spec.layout(task.workload, config),
+                    )
                 )
-            )
             self._written[task.workload] = mark
 
+    def _key(self, task: Task, config: Config) -> str:
+        return program_key(self.info.driver_key, task.spec.source(task.workload, config))
+
     def _keep_binary(self, task: Task, config: Config) -> bool:
-        held = self._binaries.get((task.workload, task.layout(config)))
-        if held is None or held[0] != config or not held[2]:
+        binary = self._binaries.get((task.workload, config))
+        if not binary:
             return False
-        self.store.put_binary(
-            held[1], held[2], label=f"{task.workload} {config}", driver=self.info.driver_key
-        )
+        self._put_binary(task, config, binary)
         return True
+
+    def _put_binary(self, task: Task, config: Config, binary: bytes) -> None:
+        key, label = self._key(task, config), f"{task.workload} {config}"
+        self.store.put_binary(key, binary, label=label, driver=self.info.driver_key)
+        self._kept.add(key)
 
     def _write_binaries(self, worker: Worker, group: Group) -> None:
         """Build again what an earlier run chose and whose binary is not in the file."""
-        for task in group.tasks:
-            if task.workload not in group.chosen():
+        for task, (config, seconds) in group.choices():
+            if self.store.get_binaries([self._key(task, config)]):
                 continue
-            config, seconds = group.chosen()[task.workload]
-            key = program_key(self.info.driver_key, task.spec.source(task.workload, config))
-            if self.store.get_binaries([key]) or self._keep_binary(task, config):
-                continue
-            outcome = worker.trial(task.workload, config, seconds)
-            if outcome.binary:
-                label = f"{task.workload} {config}"
-                self.store.put_binary(key, outcome.binary, label=label, driver=self.info.driver_key)
+            if not self._keep_binary(task, config):
+                outcome = worker.trial(task.workload, config, seconds)
+                if outcome.binary:
+                    self._put_binary(task, config, outcome.binary)
 
     def _mark_done(self) -> None:
         """Note that the level's own time was given, so that the next run need not."""
         if self.budget != self.level.seconds:
             return
         for task in self.tasks:
-            self.store.set_fact(
-                done_fact(task.workload, task.digest), self.level.name, driver=self.info.driver_key
-            )
+            name = done_fact(self.requested, task.workload, task.digest)
+            self.store.set_fact(name, self.level.name, driver=self.info.driver_key)
 
     def _progress(self, task: Task) -> Progress:
         tasks = [t for t in self.tasks if t.best_time() and t.default_time]
@@ -333,23 +356,25 @@ class TuningRun:
         )
 
 
-def done_fact(workload: Workload, digest: str) -> str:
+def done_fact(requested: str, workload: Workload, digest: str) -> str:
     """Name of the fact that says at which level a workload was tuned to the end."""
-    return f"tuned:{digest}:{workload}"
+    return f"tuned:{requested}:{digest}:{workload}"
 
 
 def undone(
-    store: Store, driver: str, uses: Sequence[Use], level: Level, levels: Mapping[str, Level]
+    store: Store,
+    driver: str,
+    uses: Sequence[Use],
+    level: Level,
+    variants: VariantRequest,
 ) -> list[Use]:
     """The uses that were not yet tuned to the end at ``level`` or a higher one."""
     facts = store.facts(driver)
-    best = {(row.workload, row.digest) for row in store.best_rows(driver=driver)}
     open_uses = []
     for use in uses:
-        digest = SPECS[use.workload.op].digest()
-        reached = levels.get(str(facts.get((done_fact(use.workload, digest), driver))))
-        known = (str(use.workload), digest) in best
-        if reached is None or reached.rank < level.rank or not known:
+        name = done_fact(str(variants), use.workload, SPECS[use.workload.op].digest())
+        reached = LEVELS.get(str(facts.get((name, driver))))
+        if reached is None or reached.rank < level.rank:
             open_uses.append(use)
     return open_uses
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,16 +28,19 @@ class Roof:
 
 @dataclass
 class Task:
-    """One workload's search. ``layouts`` holds the best (configuration, seconds) of each layout."""
+    """One workload's search. ``layouts`` holds the best (configuration, seconds) of each layout.
+
+    A configuration that was timed several times counts with its median.
+    """
 
     use: Use
     search: Search
     safe: Config
-    default_time: float | None = None
     layouts: dict[str, tuple[Config, float]] = field(default_factory=dict)
     new_trials: int = 0
     idle: int = 0
     exhausted: bool = False
+    _samples: dict[str, dict[Config, list[float]]] = field(default_factory=dict)
 
     @property
     def workload(self) -> Workload:
@@ -50,21 +54,30 @@ class Task:
     def digest(self) -> str:
         return self.spec.digest()
 
+    @property
+    def default_time(self) -> float | None:
+        """Seconds of the safe default; None if it was not timed or failed."""
+        times = self._samples.get(self.layout(self.safe), {}).get(self.safe)
+        return statistics.median(times) if times else None
+
     def layout(self, config: Config) -> str:
         return self.spec.layout(self.workload, config) or ""
 
     def note(self, config: Config, time: float | None) -> bool:
         """Take the result of a trial into account; True if it is the best of its layout."""
-        if config == self.safe:
-            self.default_time = time
         if time is None:
             return False
         layout = self.layout(config)
-        known = self.layouts.get(layout)
-        if known is not None and known[1] <= time:
-            return False
-        self.layouts[layout] = (config, time)
-        return True
+        samples = self._samples.setdefault(layout, {})
+        samples.setdefault(config, []).append(time)
+        self.layouts[layout] = self.ranking(layout)[0]
+        return self.layouts[layout][0] == config
+
+    def ranking(self, layout: str) -> list[tuple[Config, float]]:
+        """What worked in ``layout``, best first."""
+        samples = self._samples.get(layout, {}).items()
+        medians = [(config, statistics.median(times)) for config, times in samples]
+        return sorted(medians, key=lambda pair: (pair[1], str(pair[0])))
 
     def best_time(self) -> float | None:
         return min((time for _, time in self.layouts.values()), default=None)
@@ -125,6 +138,15 @@ class Group:
                         return task, config
         return None
 
+    def choices(self) -> list[tuple[Task, tuple[Config, float]]]:
+        """Each task that has a result, with its chosen configuration and seconds."""
+        chosen = self.chosen()
+        return [(t, chosen[t.workload]) for t in self.tasks if t.workload in chosen]
+
+    def cost(self) -> float:
+        """Seconds of a typical request that go into the group as chosen."""
+        return sum(task.use.cost(seconds) for task, (_, seconds) in self.choices())
+
     def _complete(self) -> list[str]:
         names = set.intersection(*(set(task.layouts) for task in self.tasks))
         return sorted(names)
@@ -148,9 +170,7 @@ def transplant(task: Task, layout: str) -> Config | None:
     best = task.search.best
     space: Iterable[Config] = task.search.feasible or []
     fitting = [
-        config
-        for config in space
-        if task.search.is_new(config) and task.layout(config) == layout
+        config for config in space if task.search.is_new(config) and task.layout(config) == layout
     ]
     if not fitting or best is None:
         return None

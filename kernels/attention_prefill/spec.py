@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import sqrt
 
 from ..attention import AttentionSpec
-from ..sizes import LOCAL_SIZES, WIDTHS, dividing, safe_items, safe_width, too_many_items
+from ..sizes import LOCAL_SIZES, WIDTHS, dividing, safe_items, too_many_items
 from ..types import Argument, Config, DeviceLimits, Geometry, Value, Variant, Workload
 
 #: Private bytes that a work-item may use where many of them share a compute unit's registers.
@@ -45,7 +45,9 @@ class AttentionPrefillSpec(AttentionSpec):
 
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
         if limits.type == "cpu":
-            return Config.of("buffer", LX=1, V=safe_width(limits, WIDTHS), T=4, UD=1)
+            rows = self.rows(workload)
+            width = next((width for width in WIDTHS if width >= rows), WIDTHS[-1])
+            return Config.of("buffer", LX=1, V=width, T=8, UD=1)
         fitting = limits.local_memory // (8 * workload.size("head_dim"))
         items = safe_items(limits, min(64, self.rows(workload)))
         steps = 4 if fitting >= 4 else 1

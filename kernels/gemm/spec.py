@@ -65,6 +65,7 @@ class GemmSpec(LinearSpec):
     def starts(self, workload: Workload, limits: DeviceLimits) -> tuple[Config, ...]:
         """As many tokens to a work-item as registers may hold: each shares a decoded weight."""
         safe = self.safe(workload, limits)
+        ideas: tuple[dict[str, Value], ...]
         if limits.type == "cpu":
             ideas = ({"TM": 8}, {"TM": 6, "TN": 2}, {"TM": 12}, {"TM": 8, "LX": 8, "LY": 2})
         else:

@@ -59,6 +59,7 @@ class GemvSpec(LinearSpec):
     def starts(self, workload: Workload, limits: DeviceLimits) -> tuple[Config, ...]:
         """Several row groups to a work-item first: their sums don't wait for each other."""
         safe = self.safe(workload, limits)
+        ideas: tuple[dict[str, Value], ...]
         if limits.type == "cpu":
             ideas = ({"G": 4}, {"G": 4, "U": 16}, {"G": 2, "U": 16}, {"R": 8, "G": 4})
         else:

@@ -90,7 +90,7 @@ class Runner:
     def kernel(self, source: Source) -> cl.Kernel:
         if source.digest not in self._kernels:
             program = cl.Program(self.context, source.text)
-            program.build([*source.options, *self._options], cache_dir=False)
+            program.build([*source.options, *self._options])
             self._kernels[source.digest] = cl.Kernel(program, source.kernel)
         return self._kernels[source.digest]
 
@@ -134,12 +134,12 @@ class Runner:
         got, _ = self.run(spec, workload, config, inputs)
         assert_close(spec, workload, config, got, spec.reference(workload, inputs))
 
-    def _memory(self, argument: Argument, array: Array | None) -> cl.MemoryObject:
+    def _memory(self, argument: Argument, array: Array | None) -> Any:
         if array is None:
             array = poison(argument.shape, argument.dtype)
         about = f"{argument.name}: {array.dtype}{array.shape}, not {argument}"
         assert (array.shape, array.dtype) == (argument.shape, np.dtype(argument.dtype)), about
-        flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
+        flags: Any = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
         if argument.memory == "image2d":
             height, width, _ = argument.shape
             texel = cl.ImageFormat(cl.channel_order.RGBA, CHANNEL_TYPES[argument.dtype])
@@ -150,7 +150,7 @@ class Runner:
         guarded[: array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
         return cl.Buffer(self.context, flags, hostbuf=guarded)
 
-    def _read(self, argument: Argument, memory: cl.MemoryObject, about: str) -> Array:
+    def _read(self, argument: Argument, memory: Any, about: str) -> Array:
         """An argument's array after the run; fails if its guard region changed."""
         if argument.memory == "image2d":
             return np.empty(0)
