@@ -2,115 +2,141 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import clk_engine
-from clk_decoder64 import Decoder64
+from clk_decoder64 import Array, Decoder64
 from clk_pocl import find_pocl
 from clkiln.inference.engine import Engine
 
-#: Largest relative L2 error, stated in the documentation. Rounding keys and values to float16
-#: takes most of it: with a float32 cache a thousandth of it has to do.
-BOUND = {"f16": 1e-3, "f32": 1e-5}
+#: The promise: relative L2 error of the logits at any position.
+PROMISED = 1e-3
+#: What the kernels have to do, so that a fault can't hide in the promise. A float16 cache is held
+#: against a reference that rounds keys and values in the same way; a value on the brink between
+#: two float16 numbers may then still go the other way.
+EXPECTED = {"f32": 2e-5, "f16": 5e-4}
 PROMPTS = (1, 7, 64, 300)
 DECODED = 32
 COMBINATIONS = [(kv, kind) for kv in ("f16", "f32") for kind in ("buffer", "image")]
 
 
-@dataclass(frozen=True)
-class Expected:
-    """The reference's logits after each prompt, then behind the last while decoding greedily."""
+class Rounding(Decoder64):
+    """The reference with a float16 KV cache."""
 
-    prompts: dict[int, object]
+    def kept(self, x: Array) -> Array:
+        return x.astype(np.float16).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Logits after each prompt, and after each token that is decoded behind the last of them."""
+
+    prompts: dict[int, Array]
     tokens: list[int]
-    decoded: list[object]
+    decoded: list[Array]
 
 
 @lru_cache(maxsize=2)
-def expected(path: Path, prompts: tuple[int, ...], decoded: int) -> Expected:
-    decoder = Decoder64(path)
-    after, tokens, steps = {}, [], []
+def weights(path: Path) -> Decoder64:
+    return Decoder64(path)
+
+
+@lru_cache(maxsize=4)
+def reference(path: Path, kv: str, prompts: tuple[int, ...], decoded: int) -> Reference:
+    decoder = Rounding.__new__(Rounding) if kv == "f16" else Decoder64.__new__(Decoder64)
+    decoder.__dict__.update(vars(weights(path)))  # a gigabyte for the real model: shared
+    after: dict[int, Array] = {}
     for length in prompts:
         decoder.reset()
         after[length] = decoder.extend(clk_engine.prompt(length, decoder.vocab))
-    logits = after[prompts[-1]]
+    tokens, steps, logits = [], [], after[prompts[-1]]
     for _ in range(decoded):
         tokens.append(int(logits.argmax()))
         logits = decoder.extend([tokens[-1]])
         steps.append(logits)
-    return Expected(after, tokens, steps)
+    return Reference(after, tokens, steps)
 
 
-def check(
+def errors(
     path: Path,
     source: str,
     kv: str,
     kind: str,
     prompts: tuple[int, ...] = PROMPTS,
     decoded: int = DECODED,
-) -> None:
+) -> dict[str, float]:
     """Feed each prompt, decode behind the last one, and compare at every position."""
-    want = expected(path, prompts, decoded)
-    errors = {}
+    want = reference(path, kv, prompts, decoded)
     with clk_engine.engine(path, find_pocl(source), kv_dtype=kv, variant=[kind]) as engine:
-        vocab = engine.config.vocab
-        for length in prompts:
-            engine.runner.reset()
-            engine.runner.feed(clk_engine.prompt(length, vocab))
-            errors[f"prompt of {length}"] = error(engine, want.prompts[length])
-        for step, (token, logits) in enumerate(zip(want.tokens, want.decoded, strict=True)):
-            feed(engine, token)
-            errors[f"decoded {step}"] = error(engine, logits)
-        engine.runner.loader.keep_fresh()
-    worst = max(errors, key=errors.__getitem__)
-    assert errors[worst] <= BOUND[kv], f"{worst}: relative L2 error {errors[worst]:.2e}"
+        return {
+            where: clk_engine.relative_error(got, expected)
+            for where, got, expected in run(engine, want)
+        }
 
 
-def feed(engine: Engine, token: int) -> None:
-    """Go on with ``token``: by the device's own pick where that is the same, as generation does."""
-    if engine.runner.pick(0) == token:
-        engine.runner.feed_pick()
-    else:
-        engine.runner.feed([token])
+def run(engine: Engine, want: Reference) -> Iterator[tuple[str, NDArray[np.float32], Array]]:
+    runner = engine.runner
+    for length, expected in want.prompts.items():
+        runner.reset()
+        runner.feed(clk_engine.prompt(length, engine.config.vocab))
+        yield f"prompt of {length}", logits(engine), expected
+    for step, (token, expected) in enumerate(zip(want.tokens, want.decoded, strict=True)):
+        # By the device's own pick where that is the same, as generation does.
+        if runner.pick(step) == token:
+            runner.feed_pick()
+        else:
+            runner.feed([token])
+        yield f"decoded token {step}", logits(engine), expected
 
 
-def error(engine: Engine, want: object) -> float:
-    logits = engine.runner.logits()
-    assert engine.runner.pick(0) == logits.argmax()
-    return clk_engine.relative_error(logits, want)
+def logits(engine: Engine) -> NDArray[np.float32]:
+    found = engine.runner.logits()
+    assert engine.runner.pick(0) == found.argmax()
+    return found
 
 
-def some_and_rest() -> list[object]:
-    """Each model in both variants with pip's PoCL, and in one with Debian's; the rest is long."""
-    cases = []
+def check(found: dict[str, float], bound: float) -> None:
+    worst = max(found, key=found.__getitem__)
+    assert found[worst] <= bound, f"{worst}: relative L2 error {found[worst]:.2e}"
+
+
+def some_and_rest() -> Iterator[object]:
+    """Each model in both variants on pip's PoCL, and in one on Debian's; the rest is long."""
     for index, name in enumerate(clk_engine.MODELS):
-        for source in ("pip", "debian"):
-            for place, (kv, kind) in enumerate(COMBINATIONS):
-                # f16 buffer with f32 image, or f32 buffer with f16 image.
-                quick = (place in (0, 3)) == (index % 2 == 0)
-                if source == "debian":
-                    quick = place == index % 4
-                marks = () if quick else pytest.mark.long
-                cases.append(pytest.param(name, source, kv, kind, marks=marks))
-    return cases
+        for place, (kv, kind) in enumerate(COMBINATIONS):
+            # float16 in buffers and float32 in images, or the other way about.
+            quick = {"pip": (place in (0, 3)) == (index % 2 == 0), "debian": place == index % 4}
+            for source in ("pip", "debian"):
+                marks = () if quick[source] else pytest.mark.long
+                yield pytest.param(name, source, kv, kind, marks=marks)
 
 
 @pytest.mark.parametrize(("name", "source", "kv", "kind"), some_and_rest())
 def test_random_models(name: str, source: str, kv: str, kind: str) -> None:
-    check(clk_engine.model(name), source, kv, kind)
+    check(errors(clk_engine.model(name), source, kv, kind), EXPECTED[kv])
 
 
-@pytest.mark.parametrize("source", ["pip", "debian"])
-def test_the_real_model(model_file: Path, source: str) -> None:
-    check(model_file, source, "f16", "buffer", prompts=(7, 64), decoded=8)
+@pytest.mark.parametrize("name", list(clk_engine.MODELS))
+def test_a_float16_cache_costs_less_than_what_is_promised(name: str) -> None:
+    path = clk_engine.model(name)
+    exact, rounded = (reference(path, kv, PROMPTS, 0) for kv in ("f32", "f16"))
+    for length, expected in exact.prompts.items():
+        assert clk_engine.relative_error(rounded.prompts[length], expected) <= PROMISED
+
+
+def test_the_real_model(model_file: Path) -> None:
+    check(errors(model_file, "pip", "f16", "buffer", (7, 64), 8), EXPECTED["f16"])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("kv", "kind"), COMBINATIONS)
 @pytest.mark.parametrize("source", ["pip", "debian"])
 def test_the_real_model_in_full(model_file: Path, source: str, kv: str, kind: str) -> None:
-    check(model_file, source, kv, kind)
+    check(errors(model_file, source, kv, kind), EXPECTED[kv])

@@ -118,8 +118,8 @@ class Decoder64:
         k = self.linear(x, f"blk.{layer}.attn_k").reshape(length, self.kv_heads, self.head_dim)
         v = self.linear(x, f"blk.{layer}.attn_v").reshape(length, self.kv_heads, self.head_dim)
         q, k = self.rotate(q, positions), self.rotate(k, positions)
-        self.keys[layer] = np.concatenate([self.keys[layer], k])
-        self.values[layer] = np.concatenate([self.values[layer], v])
+        self.keys[layer] = np.concatenate([self.keys[layer], self.kept(k)])
+        self.values[layer] = np.concatenate([self.values[layer], self.kept(v)])
 
         group = self.heads // self.kv_heads
         keys = np.repeat(self.keys[layer], group, axis=1).transpose(1, 2, 0)
@@ -131,6 +131,10 @@ class Decoder64:
         weights /= weights.sum(axis=-1, keepdims=True)
         mixed = (weights @ values).transpose(1, 0, 2).reshape(length, -1)
         return self.linear(mixed, f"blk.{layer}.attn_output")
+
+    def kept(self, x: Array) -> Array:
+        """What is remembered of keys or values: all of it. A subclass may round."""
+        return x
 
     def rotate(self, x: Array, positions: NDArray[np.int64]) -> Array:
         """Rotary embedding of ``x [tokens, heads, head_dim]``: pair ``i`` of the first ``rope_dim``
