@@ -11,6 +11,8 @@ from ..types import Argument, Config, DeviceLimits, Geometry, Value, Variant, Wo
 
 #: Private bytes that a work-item may use where many of them share a compute unit's registers.
 SHARED_PRIVATE_BYTES = 2048
+#: Unrolled steps along the head times positions; compilers take many seconds for more.
+UNROLLED = 128
 
 
 class AttentionPrefillSpec(AttentionSpec):
@@ -41,6 +43,8 @@ class AttentionPrefillSpec(AttentionSpec):
         private = self.private_bytes(workload, config)
         if config["LX"] > 1 and config["V"] > 1 and private > SHARED_PRIVATE_BYTES:
             return f"{private} > {SHARED_PRIVATE_BYTES} bytes of private memory to a work-item"
+        if config["UD"] > 1 and config["UD"] * config["T"] > UNROLLED:
+            return f"{config['UD']} x {config['T']} unrolled steps > {UNROLLED}"
         return too_many_items(config["LX"], -(-self.rows(workload) // config["V"]))
 
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
