@@ -81,13 +81,15 @@ void gemm(__global const int *restrict state, WEIGHT_ARGS(w), __global const flo
       const VR gate = acc[i * P][t];
       v *= gate / ((VR)(1.0f) + exp(-gate));
 #endif
-      float out[R];
-      STORE(v, 0, out);
+      union {
+        VR vector;
+        float lane[R];
+      } out = {v};
       for (int r = 0; r < R; r++) {
         const size_t n = g * R + r;
         if (n >= N) continue;
         const size_t at = (size_t)(first + t) * N + n;
-        float value = out[r];
+        float value = out.lane[r];
 #ifdef BIAS
         value += bias[n];
 #endif

@@ -50,8 +50,8 @@ static inline VR add_block(VR acc, WEIGHT_ARGS(w), __global const float *restric
 static inline float block_sum(__global const float *restrict x, const int b) {
 #ifdef NIBBLES
   // Eight at a time: a simulator that the tests run in takes the halves of a float16 for unset.
-  const float8 s8 = (vload8(4 * b, x) + vload8(4 * b + 1, x)) +
-                    (vload8(4 * b + 2, x) + vload8(4 * b + 3, x));
+  const float8 s8 = (ALIGNED(float8, 4 * b, x) + ALIGNED(float8, 4 * b + 1, x)) +
+                    (ALIGNED(float8, 4 * b + 2, x) + ALIGNED(float8, 4 * b + 3, x));
   const float4 s4 = s8.lo + s8.hi;
   const float2 s2 = s4.lo + s4.hi;
   return s2.x + s2.y;
@@ -68,12 +68,14 @@ static inline void store_group(const size_t g, VR v, const VR gate,
 #ifdef SWIGLU
   v *= gate / ((VR)(1.0f) + exp(-gate));
 #endif
-  float out[R];
-  STORE(v, 0, out);
+  union {
+    VR vector;
+    float lane[R];
+  } out = {v};
   for (int r = 0; r < R; r++) {
     const size_t row = g * R + r;
     if (row < N) {
-      float value = out[r];
+      float value = out.lane[r];
 #ifdef BIAS
       value += bias[row];
 #endif
@@ -105,14 +107,14 @@ void gemv(WEIGHT_ARGS(w), __global const float *restrict x,
     }
   }
 #if KS > 1
-  __local float sums[KS][LX][ACC * R];
+  __local VR sums[KS][LX][ACC];
 #pragma unroll
-  for (int i = 0; i < ACC; i++) STORE(acc[i], i, sums[part][get_local_id(0)]);
+  for (int i = 0; i < ACC; i++) sums[part][get_local_id(0)][i] = acc[i];
   barrier(CLK_LOCAL_MEM_FENCE);
   if (part != 0) return;
   for (int p = 1; p < KS; p++)
 #pragma unroll
-    for (int i = 0; i < ACC; i++) acc[i] += LOAD(i, sums[p][get_local_id(0)]);
+    for (int i = 0; i < ACC; i++) acc[i] += sums[p][get_local_id(0)][i];
 #endif
 #pragma unroll
   for (int i = 0; i < G; i++) {

@@ -15,9 +15,9 @@ __kernel REQD void roof_read(__global const float *restrict x, __global float *r
   size_t i = begin + get_local_id(0);
   for (; i + (A - 1) * LX < end; i += A * LX) {
 #pragma unroll
-    for (int a = 0; a < A; ++a) sums[a] += VLOAD(i + a * LX, x);
+    for (int a = 0; a < A; ++a) sums[a] += ALIGNED(VF, i + a * LX, x);
   }
-  for (; i < end; i += LX) sums[0] += VLOAD(i, x);
+  for (; i < end; i += LX) sums[0] += ALIGNED(VF, i, x);
 #pragma unroll
   for (int a = 1; a < A; ++a) sums[0] += sums[a];
   out[get_global_id(0)] = vsum(sums[0]);

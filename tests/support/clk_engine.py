@@ -96,7 +96,9 @@ def a_device() -> Device:
 
 
 @contextmanager
-def engine(path: Path | None = None, device: Device | None = None, **options: Any) -> Iterator[Engine]:
+def engine(
+    path: Path | None = None, device: Device | None = None, **options: Any
+) -> Iterator[Engine]:
     """An engine whose warnings go nowhere."""
     options.setdefault("warn", lambda text: None)
     with Engine.load(path or small_model(), device or a_device(), **options) as loaded:
