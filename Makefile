@@ -12,8 +12,6 @@ MODEL_FILE := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 DEMO := $(CURDIR)/.demo
 DEMO_DEVICE ?= PoCL 3.0-rc2:
 QUESTION ?= What is the capital of France?
-DEMO_CLKILN = CLKILN_CACHE_DIR='$(DEMO)' CLKILN_MODELS_DIR='$(MODELS)' \
-	POCL_CACHE_DIR='$(DEMO)/pocl' $(BIN)/clkiln
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
 
@@ -65,14 +63,17 @@ test: check model ## everything that CI runs
 test-long: install model ## the tests that take minutes
 	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
+demo: export CLKILN_CACHE_DIR := $(DEMO)
+demo: export CLKILN_MODELS_DIR := $(MODELS)
+demo: export POCL_CACHE_DIR := $(DEMO)/pocl
 demo: $(VENV)/.installed ## tune a small model, ask it a question, report
 	@mkdir -p '$(DEMO)/pocl'
-	$(DEMO_CLKILN) pull $(MODEL)
-	$(DEMO_CLKILN) tune $(MODEL) --level fast --device '$(DEMO_DEVICE)'
-	$(DEMO_CLKILN) run $(MODEL) '$(QUESTION)' --temp 0 --device '$(DEMO_DEVICE)'
+	$(BIN)/clkiln pull $(MODEL)
+	$(BIN)/clkiln tune $(MODEL) --level fast --device '$(DEMO_DEVICE)'
+	$(BIN)/clkiln run $(MODEL) '$(QUESTION)' --temp 0 --device '$(DEMO_DEVICE)'
 	@echo "Once more, and this time nothing may be compiled:"
-	$(DEMO_CLKILN) run $(MODEL) '$(QUESTION)' --temp 0 --device '$(DEMO_DEVICE)' --require-cache
-	$(DEMO_CLKILN) report --device '$(DEMO_DEVICE)' --html '$(DEMO)/report.html'
+	$(BIN)/clkiln run $(MODEL) '$(QUESTION)' --temp 0 --device '$(DEMO_DEVICE)' --require-cache
+	$(BIN)/clkiln report --device '$(DEMO_DEVICE)' --html '$(DEMO)/report.html'
 	@echo "Report: $(DEMO)/report.html"
 
 clean: ## remove what was built, tuned and cached here, but not the models

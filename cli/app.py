@@ -73,7 +73,11 @@ def main(arguments: list[str] | None = None) -> None:
     logger = logging.getLogger("clkiln")
     logger.addHandler(handler)
     logger.setLevel(handler.level)
-    sys.exit(_invoke(arguments, debug))
+    try:
+        code = _invoke(arguments, debug)
+    finally:
+        logger.removeHandler(handler)
+    sys.exit(code)
 
 
 def _invoke(arguments: list[str], debug: bool) -> int:

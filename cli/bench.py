@@ -46,9 +46,7 @@ def command(
     if not prompt and not tokens:
         raise UsageError("nothing to measure: -p and -n are both 0")
     context = max(prompt, tokens + 1)
-    with Engine.load(
-        model, device, cache, ctx_size=context, variant=variant, warn=warn
-    ) as engine:
+    with Engine.load(model, device, cache, ctx_size=context, variant=variant, warn=warn) as engine:
         speeds = [measure_prefill(engine, prompt, repeats)] if prompt else []
         speeds += [measure_decode(engine, tokens, repeats)] if tokens else []
         rows = [_row(engine, speed) for speed in speeds]

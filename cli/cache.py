@@ -47,8 +47,8 @@ def info_command(device: str | None, cache: Path | None, as_json: bool) -> None:
     click.echo(f"rows      {counts}")
     click.echo(f"binaries  {readable(info['binary_bytes'])}")
     for row in info["drivers"]:
-        text = row["info"].get("driver_version", "?")
-        click.echo(f"driver    {row['info'].get('name', '?')} {text}, first seen {row['first_seen']}")
+        name, version = (row["info"].get(key, "?") for key in ("name", "driver_version"))
+        click.echo(f"driver    {name} {version}, first seen {row['first_seen']}")
 
 
 @command.command("clear", context_settings=CONTEXT)

@@ -61,7 +61,7 @@ def command(
     from ..inference.weights import Weights
     from ..kernels.variants import VariantRequest
     from ..tuner.levels import LEVELS, parse_budget
-    from ..tuner.session import undone
+    from ..tuner.record import undone
 
     seconds = parse_budget(budget) if budget is not None else None
     asked = VariantRequest.parse(variant)
@@ -69,7 +69,8 @@ def command(
     file = GGUFFile.open(path)
     config = ModelConfig.from_gguf(file)
     request = together(asked, config.tied)
-    wanted = _only(uses(Graph(config, Weights(file, config), "f16"), config.context_length), kernels)
+    graph = Graph(config, Weights(file, config), "f16")
+    wanted = _only(uses(graph, config.context_length), kernels)
     lacking = request.lacking(use.workload.op for use in wanted)
     if lacking:
         warn(f"no {request.default} variant, tuned as they are: {', '.join(lacking)}")
@@ -268,5 +269,3 @@ def _dry_run(
         f"{total} feasible configurations of {len(rows)} kernels on {device.info.name}; "
         f"level {level.name} would take about {min(limits):.0f} s"
     )
-
-

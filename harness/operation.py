@@ -116,9 +116,7 @@ class Operation:
         arrays = self.spec.pack(smaller, config, inputs)
         small = bind(self.context, smaller, program, config, arrays)
         try:
-            second = check(
-                self.spec, smaller, config, small, self.spec.reference(smaller, inputs)
-            )
+            second = check(self.spec, smaller, config, small, self.spec.reference(smaller, inputs))
         finally:
             small.release()
         message = f"at m={smaller.size('m')}: {second.message}" if second.message else ""

@@ -80,7 +80,7 @@ class Stream:
 class Engine:
     """A loaded model. Make it with :meth:`load`; use it as a context manager or ``close`` it.
 
-    One sequence at a time and one thread: each answer starts a new sequence and ends the one before.
+    One sequence at a time and one thread: an answer that begins ends the one before.
     """
 
     def __init__(

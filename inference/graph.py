@@ -89,9 +89,7 @@ class Graph:
         heads = {"heads": c.n_heads, "kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
         caches = {"k_cache": f"{layer}.k_cache", "v_cache": f"{layer}.v_cache", "state": "state"}
         yield self._norm(f"{layer}.attn_norm", m)
-        yield self._linear(
-            f"{layer}.qkv", m, n=c.q_dim + 2 * c.kv_dim, k=c.hidden, x="h", y="qkv"
-        )
+        yield self._linear(f"{layer}.qkv", m, n=c.q_dim + 2 * c.kv_dim, k=c.hidden, x="h", y="qkv")
         rope = Workload.of(
             "rope", **heads, rope_dim=c.rope_dim, style=c.rope_style, kv=self.kv, m=m,
             ctx=context_bucket(m),

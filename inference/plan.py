@@ -59,7 +59,7 @@ class Plan:
     def _first_run(self, geometries: Sequence[Geometry]) -> None:
         """Run once, and note by how much each program's first launch exceeds its second.
 
-        Only a second launch in the same run is of the same size; without one, the whole time counts.
+        Only a second launch in the same run is of the same size; without one, all of it counts.
         """
         once: set[int] = set()
         for step, geometry in zip(self.steps, geometries, strict=True):
@@ -186,7 +186,7 @@ class Planner:
         return self._launches[key]
 
     def _verified(self, choice: Choice, layout: str | None) -> Choice:
-        """``choice``, or another one if its parameters, tuned under another driver, are wrong here."""
+        """``choice``, or another if its parameters, of another driver, are wrong here."""
         while choice.origin == "older driver":
             fact = f"verified {choice.workload}"
             store, driver = self.chooser.store, self.chooser.driver

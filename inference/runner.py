@@ -56,9 +56,7 @@ class Runner:
         self.context, self.loader, self.config, self.limit = context, loader, config, limit
         self.weights, self.kv, self.length, self.capacity = weights, kv, 0, 0
         self.graph = Graph(config, weights, kv)
-        self.planner = Planner(
-            context, loader, chooser, ResidentWeights(context, weights), warn
-        )
+        self.planner = Planner(context, loader, chooser, ResidentWeights(context, weights), warn)
         self.load_times = LoadTimes()
         self._plans: dict[tuple[int, int], Plan] = {}
         self._rows = 1

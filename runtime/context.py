@@ -25,7 +25,7 @@ class Context:
         self.memory = MemoryBudget(limit, device.info.max_alloc)
         with self.errors("opening the device"):
             self.handle = cl.Context([device.handle])
-            properties = cl.command_queue_properties.PROFILING_ENABLE if profiling else 0
+            properties: Any = cl.command_queue_properties.PROFILING_ENABLE if profiling else 0
             self.queue = cl.CommandQueue(self.handle, properties=properties)
 
     def __enter__(self) -> Context:

@@ -78,7 +78,8 @@ class Tensor:
         self.nbytes = max(1, int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize)
         context.memory.take(self.nbytes, what)
         try:
-            self.handle = self._allocate(data)
+            #: Any: pyopencl's types tell buffers from images, and here ``memory`` does.
+            self.handle: Any = self._allocate(data)
         except BaseException as error:
             context.memory.give_back(self.nbytes)
             if not isinstance(error, (cl.Error, MemoryError)):
@@ -88,7 +89,7 @@ class Tensor:
             ) from error
 
     def _allocate(self, data: NDArray[Any] | None) -> cl.Buffer | cl.Image:
-        flags = cl.mem_flags.READ_WRITE
+        flags: Any = cl.mem_flags.READ_WRITE
         if data is not None:
             flags |= cl.mem_flags.COPY_HOST_PTR
             data = np.ascontiguousarray(data, self.dtype).reshape(self.shape)

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import BuildError, CacheMissError, LaunchError
 from .context import Context
@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 #: Raise it when a stored binary would mean something else than before.
 BINARY_FORMAT = 1
+#: Turns off pyopencl's own cache, a pickle under a global lock; its types know no False.
+NO_CACHE: Any = False
 
 
 class Source(Protocol):
@@ -71,7 +73,8 @@ class Program:
     def binary(self) -> bytes:
         """The driver's binary. Take it after the first launch: PoCL compiles again there."""
         with self.context.errors(f"{self.label}: reading the binary"):
-            return bytes(self.handle.get_info(cl.program_info.BINARIES)[0])
+            binaries: Any = self.handle.get_info(cl.program_info.BINARIES)
+            return bytes(binaries[0])
 
     def work_group_limit(self) -> int:
         """The largest work-group that this compiled kernel can be launched with."""
@@ -81,9 +84,10 @@ class Program:
         """Bytes of local memory that the compiled kernel takes, as the driver reports it."""
         return self._limit(cl.kernel_work_group_info.LOCAL_MEM_SIZE)
 
-    def _limit(self, what: int) -> int:
+    def _limit(self, what: cl.kernel_work_group_info) -> int:
         with self.context.errors(f"{self.label}: asking for the compiled kernel's limits"):
-            return int(self.kernel().get_work_group_info(what, self.context.device.handle))
+            value: Any = self.kernel().get_work_group_info(what, self.context.device.handle)
+            return int(value)
 
 
 def program_key(driver_key: str, source: Source) -> str:
@@ -154,7 +158,7 @@ class ProgramLoader:
     def _from_binary(self, binary: bytes, source: Source, label: str) -> Program | None:
         try:
             handle = cl.Program(self.context.handle, [self.context.device.handle], [binary])
-            handle.build(options=list(source.options), cache_dir=False)
+            handle.build(options=list(source.options), cache_dir=NO_CACHE)
             program = Program(self.context, handle, source, label)
             program.kernel()
         except (cl.Error, LaunchError) as error:
@@ -169,6 +173,7 @@ def _compile(context: Context, source: Source, label: str) -> cl.Program:
         warnings.simplefilter("ignore")
         try:
             handle = cl.Program(context.handle, source.text)
-            return handle.build(options=list(source.options), cache_dir=False)
+            handle.build(options=list(source.options), cache_dir=NO_CACHE)
+            return handle
         except cl.Error as error:
             raise BuildError(f"{label} does not compile on {context.info.name}: {error}") from error

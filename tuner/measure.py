@@ -43,7 +43,8 @@ def time_bound(operation: Operation, config: Config, bound: Bound, best: float |
         times = _first_times(context, copies)
         limit = MIN_REPEATS if _hopeless(times, best) else MAX_REPEATS
         while len(times) < limit and (sum(times) < ENOUGH or len(times) < MIN_REPEATS):
-            batch = [copies[(len(times) + i) % len(copies)] for i in range(_batch(times))]
+            count = min(_batch(times), limit - len(times))
+            batch = [copies[(len(times) + i) % len(copies)] for i in range(count)]
             times += _launch(context, batch)
     finally:
         for other in copies[1:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -20,6 +21,8 @@ from .wire import receive, send
 #: Seconds for a worker to open its device, and the least that a trial may take.
 START_LIMIT = 60.0
 TRIAL_LIMIT = 30.0
+#: Seconds for a process that closed its output to be gone.
+STOP_LIMIT = 5.0
 #: Trials that may end a worker one after the other before the device is given up.
 DEATHS_IN_A_ROW = 8
 #: Outcomes after which nothing is wrong with the process and the device that produced them.
@@ -100,10 +103,9 @@ class Worker:
         process.wait()
         for stream in (process.stdin, process.stdout, self._log):
             if stream is not None:
-                try:
+                # What was not flushed was for a process that is gone.
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass  # what was not flushed was for a process that is gone
 
     def _start(self) -> None:
         env = {
@@ -149,7 +151,7 @@ class Worker:
         process = self._process
         assert process is not None and self._log is not None
         try:
-            code = process.wait(timeout=5)
+            code = process.wait(timeout=STOP_LIMIT)
         except subprocess.TimeoutExpired:
             return "no sign of life"
         self._log.seek(0)

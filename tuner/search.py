@@ -100,7 +100,11 @@ class Search:
 
     @property
     def best(self) -> tuple[Config, float] | None:
-        times = [(time, str(config), config) for config, time in self._times.items() if time]
+        times = [
+            (time, str(config), config)
+            for config, time in self._times.items()
+            if time and config.variant in self.parameters
+        ]
         if not times:
             return None
         time, _, config = min(times, key=lambda entry: entry[:2])

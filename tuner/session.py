@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..cache.rows import BestRow, DriverRow, TrialRow
+from ..cache.rows import DriverRow
 from ..cache.store import Store
 from ..kernels import SPECS
-from ..kernels.types import Config, Workload
+from ..kernels.types import Config
 from ..kernels.uses import Use
-from ..kernels.variants import VariantRequest, choice_fact
+from ..kernels.variants import VariantRequest
 from ..runtime.device import DeviceInfo
-from ..runtime.program import program_key
-from .levels import LEVELS, Level
+from .levels import Level
 from .process import Worker
+from .record import Record
 from .roofs import ROOF_USES, read_roof, write_roof
 from .search import Search
-from .tasks import Group, Task, groups_of
-from .trial import Outcome
+from .tasks import Task, groups_of
 
 #: Trials that a roof gets: it is a yardstick, not a kernel that anybody runs.
 ROOF_TRIALS = 5
@@ -80,24 +80,19 @@ class TuningRun:
         progress: Callable[[Progress], None] = lambda progress: None,
         seed: int = 0,
     ) -> None:
-        self.store, self.info, self.level, self.run_id = store, info, level, run
+        self.store, self.info, self.level = store, info, level
         self.progress, self.seed = progress, seed
         self.variants = variants or VariantRequest()
-        #: What ``--variant`` asked for: then the choice is kept beside the free one.
-        self.requested = str(self.variants)
+        self.record = Record(store, info.driver_key, str(self.variants), run)
         limits = [s for s in (level.seconds, seconds) if s is not None]
         self.budget = min(limits) if limits else None
         self.roof = read_roof(store, info.driver_key)
         self.result = TuneResult()
         self._start = time.monotonic()
-        #: Programs that this run wrote or found chosen; what is not chosen at its end is dropped.
-        self._kept: set[str] = set()
         self.tasks = [self._task(use, force) for use in uses]
         self.roof_tasks = [] if self.roof.flops_per_s else [self._task(u, force) for u in ROOF_USES]
         self.groups = groups_of(self.tasks)
         self._group = {task.workload: group for group in self.groups for task in group.tasks}
-        self._written: dict[Workload, str] = {}
-        self._binaries: dict[tuple[Workload, Config], bytes] = {}
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -115,7 +110,10 @@ class TuningRun:
             finally:
                 self.result.restarts = worker.restarts
                 self.result.seconds = time.monotonic() - self._start
-        self._mark_done()
+        if self.budget == self.level.seconds:
+            for group in self.groups:
+                self.record.write_group(group, complete=True)
+            self.record.mark_done(self.tasks, self.level)
         return self.result
 
     def _roofs(self, worker: Worker) -> None:
@@ -140,7 +138,7 @@ class TuningRun:
             open_tasks = [task for task in self.tasks if self._open(task)]
             if not open_tasks:
                 return
-            task = max(open_tasks, key=lambda t: (t.gain(self.roof), str(t.workload)))
+            task = max(open_tasks, key=lambda t: (t.promise(self.roof), str(t.workload)))
             if not self._next(worker, task):
                 task.exhausted = True
 
@@ -158,7 +156,9 @@ class TuningRun:
                 if chosen is None or not task.new_trials:
                     continue
                 ranking = task.ranking(task.layout(chosen[0]))[:CONFIRM_LEADERS]
-                configs = dict.fromkeys([config for config, _ in ranking] + [task.safe])
+                configs = dict.fromkeys(config for config, _ in ranking)
+                if task.default_time is not None:
+                    configs[task.safe] = None
                 if len(configs) < 2:
                     continue
                 for config in configs:
@@ -169,11 +169,14 @@ class TuningRun:
     def _settle(self, worker: Worker) -> None:
         """See to it that everything chosen is written with its binary, even past the budget."""
         for group in self.groups:
-            self._write_group(group)
-            self._write_binaries(worker, group)
-        if not self.requested:
-            chosen = {self._key(t, c) for g in self.groups for t, (c, _) in g.choices()}
-            self.store.drop_binaries(self._kept - chosen)
+            self.record.write_group(group)
+            for task, (config, seconds) in group.choices():
+                if self.record.has_binary(task, config) or self.record.keep_binary(task, config):
+                    continue
+                # An earlier run chose it, and its program was cleared since.
+                outcome = worker.trial(task.workload, config, seconds)
+                self.record.keep_binary(task, config, outcome.binary)
+        self.record.drop_superseded()
 
     # -- single trials ---------------------------------------------------------------------------
 
@@ -187,43 +190,26 @@ class TuningRun:
     def _try(self, worker: Worker, task: Task, config: Config) -> None:
         """Run one trial and keep what came of it."""
         extra = task.spec.bytes(task.workload) / 20e6
+        start = time.monotonic()
         outcome = worker.trial(task.workload, config, task.best_time(), extra=extra)
+        task.seconds += time.monotonic() - start
         task.new_trials += 1
         self.result.trials += 1
         statuses = self.result.by_status
         statuses[outcome.status] = statuses.get(outcome.status, 0) + 1
-        self.store.add_trial(self._row(task, config, outcome))
+        self.record.add(task, config, outcome)
         seconds = outcome.time if outcome.status == "ok" else None
-        if task.search.is_new(config):
+        if task.search.is_new(config) or seconds is None:
             task.search.tell(config, seconds)
         before = task.best_time()
         if config == task.safe and outcome.binary:
             self.result.defaults[outcome.key] = (f"{task.workload} {config}", outcome.binary)
-        if outcome.binary:
-            self._binaries[task.workload, config] = outcome.binary
         task.note(config, seconds)
         if task.workload in self._group:
-            self._write_group(self._group[task.workload])
+            self.record.write_group(self._group[task.workload])
         improved = seconds is not None and (before is None or seconds < 0.98 * before)
         task.idle = 0 if improved else task.idle + 1
         self.progress(self._progress(task))
-
-    def _row(self, task: Task, config: Config, outcome: Outcome) -> TrialRow:
-        return TrialRow(
-            workload=str(task.workload),
-            driver=self.info.driver_key,
-            digest=task.digest,
-            config=str(config),
-            status=outcome.status,
-            time=outcome.time,
-            spread=outcome.spread,
-            repeats=outcome.repeats,
-            compile_time=outcome.compile_time,
-            error=outcome.error if outcome.error != float("inf") else None,
-            message=outcome.message,
-            layout=task.spec.layout(task.workload, config),
-            run=self.run_id,
-        )
 
     # -- what is open ------------------------------------------------------------------------------
 
@@ -245,7 +231,7 @@ class TuningRun:
     def _time_over(self, share: float = 1.0) -> bool:
         return self.budget is not None and time.monotonic() - self._start >= share * self.budget
 
-    # -- state from and to the store ---------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------
 
     def _task(self, use: Use, force: bool) -> Task:
         spec, workload = SPECS[use.workload.op], use.workload
@@ -253,90 +239,20 @@ class TuningRun:
         safe = spec.safe(workload, self.info)
         if kind is not None:
             safe = spec.safe_of_kind(workload, self.info, kind) or safe
-        tried = {} if force else self._known(workload, spec.digest())
+        known = {} if force else self.record.known(workload, spec.digest())
+        tried = {c: statistics.median(times) if times else None for c, times in known.items()}
         starts = [*spec.starts(workload, self.info)]
-        old = self.store.best_of_other_driver(str(workload), spec.digest(), self.info.driver_key)
+        old = self.record.best_elsewhere(workload, spec.digest())
         if old is not None:
-            starts.insert(0, _config(old.config) or safe)
+            starts.insert(0, old)
         search = Search(
             spec, workload, self.info, kind=kind, starts=starts, tried=tried, seed=self.seed
         )
         task = Task(use, search, safe)
-        before = self.store.best(str(workload), self.info.driver_key, spec.digest())
-        if before is not None and (config := _config(before.config)) is not None:
-            self._kept.add(self._key(task, config))
-        for config, seconds in tried.items():
-            if self.variants.allows(workload.op, config):
+        for config, times in known.items():
+            for seconds in times if self.variants.allows(workload.op, config) else ():
                 task.note(config, seconds)
         return task
-
-    def _known(self, workload: Workload, digest: str) -> dict[Config, float | None]:
-        """Results of earlier runs under this driver; a candidate's latest counts."""
-        known: dict[Config, float | None] = {}
-        for row in self.store.trials(
-            workload=str(workload), driver=self.info.driver_key, digest=digest
-        ):
-            config = _config(row.config)
-            if config is not None:
-                known[config] = row.time if row.status == "ok" else None
-        return known
-
-    def _write_group(self, group: Group) -> None:
-        """Write the rows and the binaries at hand of a group's choice, where they changed."""
-        for task, (config, seconds) in group.choices():
-            mark = f"{config} {seconds} {task.default_time}"
-            if self._written.get(task.workload) == mark:
-                continue
-            self._keep_binary(task, config)
-            if self.requested:
-                name = choice_fact(self.requested, task.workload, task.digest)
-                self.store.set_fact(name, str(config), driver=self.info.driver_key)
-            else:
-                self.store.set_best(
-                    BestRow(
-                        workload=str(task.workload),
-                        driver=self.info.driver_key,
-                        digest=task.digest,
-                        config=str(config),
-                        time=seconds,
-                        default_time=task.default_time,
-                        layout=task.spec.layout(task.workload, config),
-                    )
-                )
-            self._written[task.workload] = mark
-
-    def _key(self, task: Task, config: Config) -> str:
-        return program_key(self.info.driver_key, task.spec.source(task.workload, config))
-
-    def _keep_binary(self, task: Task, config: Config) -> bool:
-        binary = self._binaries.get((task.workload, config))
-        if not binary:
-            return False
-        self._put_binary(task, config, binary)
-        return True
-
-    def _put_binary(self, task: Task, config: Config, binary: bytes) -> None:
-        key, label = self._key(task, config), f"{task.workload} {config}"
-        self.store.put_binary(key, binary, label=label, driver=self.info.driver_key)
-        self._kept.add(key)
-
-    def _write_binaries(self, worker: Worker, group: Group) -> None:
-        """Build again what an earlier run chose and whose binary is not in the file."""
-        for task, (config, seconds) in group.choices():
-            if self.store.get_binaries([self._key(task, config)]):
-                continue
-            if not self._keep_binary(task, config):
-                outcome = worker.trial(task.workload, config, seconds)
-                if outcome.binary:
-                    self._put_binary(task, config, outcome.binary)
-
-    def _mark_done(self) -> None:
-        """Note that the level's own time was given, so that the next run need not."""
-        if self.budget != self.level.seconds:
-            return
-        for task in self.tasks:
-            name = done_fact(self.requested, task.workload, task.digest)
-            self.store.set_fact(name, self.level.name, driver=self.info.driver_key)
 
     def _progress(self, task: Task) -> Progress:
         tasks = [t for t in self.tasks if t.best_time() and t.default_time]
@@ -354,33 +270,3 @@ class TuningRun:
             seconds_left=None if self.budget is None else max(0.0, self.budget - seconds),
             doing=str(task.workload),
         )
-
-
-def done_fact(requested: str, workload: Workload, digest: str) -> str:
-    """Name of the fact that says at which level a workload was tuned to the end."""
-    return f"tuned:{requested}:{digest}:{workload}"
-
-
-def undone(
-    store: Store,
-    driver: str,
-    uses: Sequence[Use],
-    level: Level,
-    variants: VariantRequest,
-) -> list[Use]:
-    """The uses that were not yet tuned to the end at ``level`` or a higher one."""
-    facts = store.facts(driver)
-    open_uses = []
-    for use in uses:
-        name = done_fact(str(variants), use.workload, SPECS[use.workload.op].digest())
-        reached = LEVELS.get(str(facts.get((name, driver))))
-        if reached is None or reached.rank < level.rank:
-            open_uses.append(use)
-    return open_uses
-
-
-def _config(text: str) -> Config | None:
-    try:
-        return Config.parse(text)
-    except ValueError:
-        return None

@@ -38,6 +38,7 @@ class Task:
     safe: Config
     layouts: dict[str, tuple[Config, float]] = field(default_factory=dict)
     new_trials: int = 0
+    seconds: float = 0.0
     idle: int = 0
     exhausted: bool = False
     _samples: dict[str, dict[Config, list[float]]] = field(default_factory=dict)
@@ -63,15 +64,21 @@ class Task:
     def layout(self, config: Config) -> str:
         return self.spec.layout(self.workload, config) or ""
 
-    def note(self, config: Config, time: float | None) -> bool:
-        """Take the result of a trial into account; True if it is the best of its layout."""
-        if time is None:
-            return False
+    def note(self, config: Config, time: float | None) -> None:
+        """Take the result of a trial into account, None for a failed one.
+
+        What failed once is out, whatever it did before.
+        """
         layout = self.layout(config)
-        samples = self._samples.setdefault(layout, {})
-        samples.setdefault(config, []).append(time)
-        self.layouts[layout] = self.ranking(layout)[0]
-        return self.layouts[layout][0] == config
+        if time is None:
+            self._samples.get(layout, {}).pop(config, None)
+        else:
+            self._samples.setdefault(layout, {}).setdefault(config, []).append(time)
+        ranking = self.ranking(layout)
+        if ranking:
+            self.layouts[layout] = ranking[0]
+        else:
+            self.layouts.pop(layout, None)
 
     def ranking(self, layout: str) -> list[tuple[Config, float]]:
         """What worked in ``layout``, best first."""
@@ -82,13 +89,18 @@ class Task:
     def best_time(self) -> float | None:
         return min((time for _, time in self.layouts.values()), default=None)
 
-    def gain(self, roof: Roof) -> float:
-        """Seconds of a typical request that further trials may save, fading with failures."""
+    def promise(self, roof: Roof) -> float:
+        """What a second of further trials may save of a typical request.
+
+        It fades with trials that brought nothing, and counts what a trial of this workload costs:
+        some compile for seconds.
+        """
         best = self.best_time()
         if best is None:
             return float("inf") if self.search.tried < 3 else 0.0
         share = min(1.0, roof.seconds(self.spec, self.workload) / best)
-        return self.use.cost(best) * max(0.0, 1.0 - share) * 0.88**self.idle
+        trial = self.seconds / self.new_trials if self.new_trials else 1.0
+        return self.use.cost(best) * max(0.0, 1.0 - share) * 0.88**self.idle / trial
 
 
 class Group:

@@ -79,7 +79,9 @@ def test_twins_share_all_but_what_streams(loader: ProgramLoader) -> None:
     bound = operation.bind(program_of(loader, WORKLOAD, config), config)
     twin = bound.twin({"x"})
     assert twin.tensors["x"] is not bound.tensors["x"]
-    assert twin.tensors["y"] is bound.tensors["y"] and twin.tensors["state"] is bound.tensors["state"]
+    assert (
+        twin.tensors["y"] is bound.tensors["y"] and twin.tensors["state"] is bound.tensors["state"]
+    )
     assert list(twin.launch.tensors) == list(twin.tensors.values())
     bound.tensors["x"].write(np.zeros(WORKLOAD.size("n"), np.float32))
     twin.launch.enqueue()
@@ -139,7 +141,9 @@ def test_packing_is_kept_for_one_layout(loader: ProgramLoader) -> None:
     assert all(np.array_equal(again[name], first[name]) for name in first)
 
 
-@pytest.mark.parametrize("text", ["add d=19 m=2", "argmax n=33", "gemv bias=no fuse=add k=32 n=19 w=f16"])
+@pytest.mark.parametrize(
+    "text", ["add d=19 m=2", "argmax n=33", "gemv bias=no fuse=add k=32 n=19 w=f16"]
+)
 def test_guards_change_under_whatever_a_kernel_may_do(loader: ProgramLoader, text: str) -> None:
     """An overrun by one element, of a launch for one element more, in place of every spec's own."""
     workload = Workload.parse(text)
@@ -176,7 +180,7 @@ def test_poison_cannot_be_a_result(dtype: type[np.generic]) -> None:
     if np.issubdtype(dtype, np.floating):
         assert np.isnan(values).all()
     else:
-        assert (values == np.iinfo(dtype).min).all()
+        assert set(values.tolist()) == {np.iinfo(values.dtype).min}
 
 
 def test_bind_refuses_what_the_spec_does_not_pack(loader: ProgramLoader) -> None:

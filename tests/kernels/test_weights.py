@@ -53,7 +53,9 @@ def some_matrix(dtype: str, rows: int, blocks: int, rng: np.random.Generator) ->
 
 @quick
 @given(st.sampled_from(sorted(BLOCK_BYTES)), st.integers(1, 5), st.integers(1, 4), seeds)
-def test_dequantise_is_the_formats_definition(dtype: str, rows: int, blocks: int, seed: int) -> None:
+def test_dequantise_is_the_formats_definition(
+    dtype: str, rows: int, blocks: int, seed: int
+) -> None:
     matrix = raw_blocks(dtype, rows, blocks * BLOCK, np.random.default_rng(seed))
     expected = gguf.quants.dequantize(matrix.data, GGUF_TYPES[dtype])
     got = matrix.dequantise()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from clkiln.kernels.types import Geometry, Source
 from clkiln.runtime.context import Context
 from clkiln.runtime.launch import Launch, event_seconds
 from clkiln.runtime.memory import Tensor
+from clkiln.runtime.opencl import cl
 from clkiln.runtime.program import Program, ProgramLoader
 
 ADD = Source(
@@ -94,9 +95,7 @@ def test_a_tensor_of_another_device_is_refused(context: Context, add: Program) -
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_wrong_number_of_arguments_is_refused(
-    context: Context, add: Program, count: int
-) -> None:
+def test_a_wrong_number_of_arguments_is_refused(context: Context, add: Program, count: int) -> None:
     tensors = [full_of(context, i) for i in range(count)]
     with pytest.raises(LaunchError, match=f"add n=8: {count} arguments for 2"):
         Launch(add, tensors, EIGHT)
@@ -104,7 +103,9 @@ def test_a_wrong_number_of_arguments_is_refused(
         tensor.release()
 
 
-@pytest.mark.parametrize("geometry", [Geometry((8,), (8,)), Geometry((6,), (4,)), Geometry((8,), (5,))])
+@pytest.mark.parametrize(
+    "geometry", [Geometry((8,), (8,)), Geometry((6,), (4,)), Geometry((8,), (5,))]
+)
 def test_a_geometry_that_the_driver_refuses_is_named(
     context: Context, add: Program, geometry: Geometry
 ) -> None:
@@ -125,8 +126,6 @@ class Refusing:
 
     def set_arg(self, index: int, value: Any) -> None:
         if not self.left:
-            from clkiln.runtime.opencl import cl
-
             raise cl.LogicError("set_arg", -38, "INVALID_MEM_OBJECT")
         self.left -= 1
         self.kernel.set_arg(index, value)
@@ -138,7 +137,7 @@ def test_a_refused_launch_does_not_spoil_the_one_before(context: Context) -> Non
     x, y, z = full_of(context, 1), full_of(context, 0), full_of(context, 100)
     sound = Launch(program, [x, y], EIGHT)
     kernel = program.kernel()
-    program._kernel = Refusing(kernel)
+    program._kernel = cast(Any, Refusing(kernel))
     with pytest.raises(LaunchError, match="add n=8: bad arguments"):
         Launch(program, [z, z], EIGHT)
     program._kernel = kernel

@@ -39,7 +39,7 @@ def random_bits(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray[Any
     return raw.view(dtype).reshape(shape)
 
 
-# --- contents -----------------------------------------------------------------------------------
+# --- contents -------------------------------------------------------------------------------------
 
 
 @quick
@@ -148,7 +148,7 @@ def test_reading_past_the_end_raises(context: Context) -> None:
     tensor.release()
 
 
-# --- devices ------------------------------------------------------------------------------------
+# --- devices --------------------------------------------------------------------------------------
 
 
 def test_tensors_of_another_context_are_refused(context: Context) -> None:
@@ -223,9 +223,7 @@ def test_the_largest_allocation_is_a_limit_of_its_own(context: Context) -> None:
         assert roomy.memory.used == 0
 
 
-def test_the_budget_from_the_environment(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_budget_from_the_environment(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLKILN_MEMORY_BUDGET", "64K")
     with Context(context.device) as small:
         small.empty((64 << 10,), "uint8", what="x").release()

@@ -78,7 +78,7 @@ def copy_of(store: Memory) -> Memory:
     return twin
 
 
-# --- from the source ----------------------------------------------------------------------------
+# --- from the source ------------------------------------------------------------------------------
 
 
 def test_a_source_is_compiled_once(context: Context) -> None:
@@ -116,7 +116,7 @@ def test_limits_of_the_compiled_kernel(context: Context) -> None:
     assert 1 <= local.work_group_limit() <= context.info.max_work_group_size
 
 
-# --- from the store -----------------------------------------------------------------------------
+# --- from the store -------------------------------------------------------------------------------
 
 
 def test_a_kept_binary_is_used(context: Context, filled: Memory) -> None:
@@ -201,7 +201,7 @@ def test_require_cache_makes_a_miss_an_error(context: Context, payload: bytes | 
     if payload is not None:
         store.kept[program_key(context.info.driver_key, FILL)] = payload
     loader = ProgramLoader(context, store, require_cache=True)
-    with pytest.raises(CacheMissError, match="^fill it: no binary"):
+    with pytest.raises(CacheMissError, match=r"^fill it: no binary"):
         loader.load(FILL, "fill it")
     assert loader.counts.compiled == 0
 

@@ -1,7 +1,7 @@
 """Engines on small random models: the models, their variations, and tuning played by hand.
 
 Engines that name no cache file share the device's own in the session's folder, so each program is
-compiled once in a test run. A test that plants rows in a cache file takes a copy (:func:`own_cache`).
+compiled once in a test run. A test that plants rows takes a copy (:func:`own_cache`).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from clkiln.kernels.types import (
 WORKER = (sys.executable, str(Path(__file__)))
 
 #: The configurations that a tuner finds, and how a trial of each ends. ``abort`` stands for a
-#: compiler that does; ``greedy`` asks for more local memory than there is, ``hungry`` just takes it.
+#: compiler that does; ``greedy`` asks for more local memory than there is, ``hungry`` takes it.
 ENDS = {
     "good": "ok",
     "slow": "ok",

@@ -12,6 +12,7 @@ from clkiln.cache.store import Store
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Config, Workload
 from clkiln.kernels.uses import Use
+from clkiln.runtime.device import DeviceInfo
 from clkiln.runtime.program import program_key
 from clkiln.tuner.roofs import FLOPS_FACT, READ_FACT
 from clkiln.tuner.trial import Outcome
@@ -25,17 +26,21 @@ def gemv(n: int, fuse: str = "none", w: str = "q4_1") -> Workload:
     return Workload.of("gemv", bias="no", fuse=fuse, k=64, n=n, w=w)
 
 
+def gemm(n: int, fuse: str = "none", w: str = "q4_1") -> Workload:
+    return Workload.of("gemm", bias="no", fuse=fuse, k=64, m=8, n=n, w=w)
+
+
 #: A model in small: a tied embedding, a fused layer read by two operations, and two of no weight.
 USES = (
     Use(Workload.of("embedding", k=64, m=4, n=96, w="q4_1"), "decode", 1, 100, "tied"),
     Use(gemv(96), "decode", 1, 100, "tied"),
-    Use(Workload.of("gemm", bias="no", fuse="none", k=64, m=8, n=96, w="q4_1"), "prefill", 1, 4, "tied"),
+    Use(gemm(96), "prefill", 1, 4, "tied"),
     Use(gemv(48, "swiglu", "f16"), "decode", 3, 100, "up"),
-    Use(Workload.of("gemm", bias="no", fuse="swiglu", k=64, m=8, n=48, w="f16"), "prefill", 3, 4, "up"),
+    Use(gemm(48, "swiglu", "f16"), "prefill", 3, 4, "up"),
     Use(Workload.of("rmsnorm", d=64, m=1, eps="1e-05"), "decode", 7, 100),
     Use(Workload.of("rmsnorm", d=64, m=8, eps="1e-05"), "prefill", 7, 4),
     Use(Workload.of("add", d=64, m=1), "decode", 6, 100),
-)  # fmt: skip
+)
 
 
 def chance(*parts: object) -> float:
@@ -55,6 +60,7 @@ class Synthetic:
 
     failing: float = 0.0
     sound_defaults: bool = True
+    info: DeviceInfo = INFO
     noise: float = 0.0
     seed: int = 0
     scale: float = 1.0
@@ -70,7 +76,7 @@ class Synthetic:
         """The status of a failed trial; None for a configuration that works."""
         if chance("fails", self.seed, workload, config) >= self.failing:
             return None
-        if self.sound_defaults and config == SPECS[workload.op].safe(workload, INFO):
+        if self.sound_defaults and config == SPECS[workload.op].safe(workload, self.info):
             return None
         return FAILURES[int(chance("how", workload, config) * len(FAILURES))]
 

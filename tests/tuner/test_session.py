@@ -31,10 +31,11 @@ from clkiln.kernels.uses import Use
 from clkiln.kernels.variants import VariantRequest
 from clkiln.tuner import session
 from clkiln.tuner.levels import LEVELS, Level
-from clkiln.tuner.session import Progress, TuningRun, undone
+from clkiln.tuner.record import undone
+from clkiln.tuner.session import Progress, TuningRun
 
 #: As many trials to a workload as keep a test quick, without a limit of time.
-FEW = Level("normal", 2, None, 14)
+FEW = Level("normal", 2, None, 10)
 #: As the level of that name, with fewer trials.
 FAST = Level("fast", 1, 45.0, 6)
 FREE = VariantRequest()
@@ -75,10 +76,10 @@ def safe_of(use: Use) -> Config:
     return SPECS[use.workload.op].safe(use.workload, INFO)
 
 
-# --- one run ------------------------------------------------------------------------------------
+# --- one run --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("failing", [0.0, 0.4])
 def test_a_run_finds_keeps_and_completes(
     store: Store, tune: Any, seed: int, failing: float
@@ -106,7 +107,7 @@ def test_a_run_finds_keeps_and_completes(
     ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_choice_of_a_group_is_the_best_layout_of_all(
     store: Store, tune: Any, seed: int
 ) -> None:
@@ -145,8 +146,8 @@ def test_progress_is_told_after_every_trial(store: Store, tune: Any) -> None:
     assert [progress.trials for progress in seen] == list(range(1, len(device.trials) + 1))
     assert all(p.kernels == len(USES) and 0 <= p.kernels_done <= p.kernels for p in seen)
     assert seen[-1].kernels_done == len(USES) and seen[-1].speedup > 1
-    left = [progress.seconds_left for progress in seen]
-    assert left == sorted(left, reverse=True) and left[-1] is not None and left[-1] >= 0
+    left = [progress.seconds_left or 0.0 for progress in seen]
+    assert left == sorted(left, reverse=True) and left[0] > left[-1] >= 0
     assert {p.doing for p in seen} == {str(use.workload) for use in USES}
 
 
@@ -159,7 +160,7 @@ def test_the_costliest_workloads_get_most_trials(store: Store, tune: Any) -> Non
     assert counts[heavy] > 3 * counts[light] > 0
 
 
-@pytest.mark.parametrize("budget", [5.0, 20.0, 60.0])
+@pytest.mark.parametrize("budget", [5.0, 50.0])
 @pytest.mark.parametrize("level", [LEVELS["exhaustive"], Level("fast", 1, 45.0, None)])
 def test_a_budget_is_kept_within_one_trial(
     store: Store, tune: Any, budget: float, level: Level
@@ -190,7 +191,7 @@ def test_a_space_that_is_done_ends_the_run(store: Store, tune: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_noise_does_not_win(store: Store, tune: Any, seed: int) -> None:
     """With measurements 20% off either way, what is chosen is still better than the default."""
     device = Synthetic(noise=0.2, seed=seed)
@@ -238,7 +239,7 @@ def searched_twice(store: Store, driver: str = DRIVER) -> list[tuple[str, str]]:
     return twice
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_interrupted_runs_lose_nothing_and_go_on(store: Store, tune: Any, seed: int) -> None:
     """Ctrl-C at random trials: what was done is on file, and the next run does the rest."""
     rng = random.Random(seed)
@@ -280,7 +281,7 @@ def test_a_lost_device_ends_the_run_and_keeps_what_was_found(store: Store, tune:
     assert undone(store, DRIVER, USES, FEW, FREE) == list(USES)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_runs_over_parts_leave_every_choice_its_binary(store: Store, tune: Any, seed: int) -> None:
     """Workloads share programs (rmsnorm of one row and of eight): none may lose the other's."""
     rng = random.Random(seed)
@@ -357,16 +358,16 @@ def test_another_driver_starts_from_the_old_choice(store: Store, tune: Any) -> N
     tune(device, info=newer, level=Level("fast", 1, None, 3))
     for use in USES:
         tried = [config for workload, config in device.trials if workload == use.workload]
-        assert [str(c) for c in tried if c != safe_of(use)][:1] == [
-            old[str(use.workload)]
-        ] or old[str(use.workload)] == str(safe_of(use))
+        assert [str(c) for c in tried if c != safe_of(use)][:1] == [old[str(use.workload)]] or old[
+            str(use.workload)
+        ] == str(safe_of(use))
     assert request_seconds(best_times(store, newer.driver_key)) <= request_seconds(
         best_times(store)
     ) * (1 + 1e-9)
     assert missing_binaries(store, DRIVER) == missing_binaries(store, newer.driver_key) == []
 
 
-# --- what is done -----------------------------------------------------------------------------------
+# --- what is done ---------------------------------------------------------------------------------
 
 
 def test_done_is_what_got_its_levels_time(store: Store, tune: Any, monkeypatch: Any) -> None:
@@ -414,7 +415,11 @@ def test_slow_images_after_quick_buffers(store: Store, tune: Any) -> None:
     """As on PoCL, where the best buffer is ten times quicker than any image."""
     device = Synthetic()
     plain = device.true_time
-    device.true_time = lambda w, c: plain(w, c) * (10 if c.variant == "image" else 1)  # type: ignore[method-assign]
+
+    def slow_images(workload: Workload, config: Config) -> float:
+        return plain(workload, config) * (10 if config.variant == "image" else 1)
+
+    device.true_time = slow_images  # type: ignore[method-assign]
     tune(device, [USES[1]], level=Level("wide", 3, None, 30))
     tried = len(device.trials)
     level = Level("exhaustive", 4, None, 60)

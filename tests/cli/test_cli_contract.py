@@ -1,0 +1,261 @@
+"""What holds for every command: help, exit codes, one clear line for what went wrong."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import clk_devices
+import clk_engine
+from clk_cli import Result
+from clkiln.inference.engine import Engine
+
+Call = Callable[..., Result]
+
+#: Every command with the flags of the contract, beside those that all have.
+FLAGS: dict[str, str] = {
+    "": "--version",
+    "run": "--device --cache --json -n --max-tokens --temp --temperature --top-k --top-p --seed -c "
+    "--ctx-size --raw --verbose --require-cache --variant --debug",
+    "tune": "--device --cache --json --level --budget --kernel --force --dry-run --variant --debug",
+    "bench": "--device --cache --json -p -n -r -o --variant --debug",
+    "report": "--device --cache --json --html --kernel --debug",
+    "cache": "",
+    "cache path": "--device --cache --json --debug",
+    "cache info": "--device --cache --json --debug",
+    "cache clear": "--device --cache --json --binaries --yes --debug",
+    "pull": "--json --debug",
+    "devices": "--device --cache --json --debug",
+}
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", FLAGS)
+def test_help(call: Call, command: str, flag: str) -> None:
+    result = call(*command.split(), flag)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"Usage: clkiln {command}".rstrip())
+    words = result.out.replace(",", " ").split()
+    assert set(FLAGS[command].split()) <= set(words)
+
+
+def test_help_lists_every_command(call: Call) -> None:
+    listed = {line.split()[0] for line in call("-h").out.partition("Commands:")[2].splitlines()[1:]}
+    assert listed == {command.split()[0] for command in FLAGS if command}
+
+
+def test_version(call: Call) -> None:
+    from clkiln import __version__
+
+    assert call("--version") == Result(0, f"clkiln {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "", "cook", "--cook", "run", "tune", "bench", "pull", "cache", "cache eat",
+        "run MODEL a b", "run MODEL a --cook", "run MODEL a -n 0", "run MODEL a -n x",
+        "run MODEL a --temp -1", "run MODEL a --temp warm", "run MODEL a --temp nan",
+        "run MODEL a --top-k -1", "run MODEL a --top-p 0", "run MODEL a --top-p 1.5",
+        "run MODEL a --seed -1", "run MODEL a -c 0", "run MODEL a -c 1025",
+        "run MODEL a --variant tape", "run MODEL a --variant gemv", "run MODEL a --variant gemv=",
+        "run MODEL a --variant gemv=tape", "run MODEL a --variant cook=image",
+        "run MODEL a --variant argmax=image",
+        "run MODEL a --variant gemv=image --variant gemm=buffer",
+        "tune MODEL --level low", "tune MODEL --budget soon", "tune MODEL --budget 0",
+        "tune MODEL --budget -5m", "tune MODEL --budget=", "tune MODEL --kernel cook",
+        "tune MODEL --dry-run --kernel cook", "tune MODEL --variant tape",
+        "bench MODEL -p -1", "bench MODEL -r 0", "bench MODEL -o pdf", "bench MODEL -p 0 -n 0",
+        "bench MODEL -p 5000", "bench MODEL --variant tape",
+    ],
+)  # fmt: skip
+def test_wrong_usage(call: Call, model: Path, device: str, arguments: str) -> None:
+    words = [str(model) if word == "MODEL" else word for word in arguments.split()]
+    if "MODEL" in arguments:
+        words += ["--device", device]
+    result = call(*words)
+    assert (result.code, result.out) == (2, ""), result
+    assert result.err
+    assert "Traceback" not in result.err
+    assert "--debug shows where" not in result.err
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def damaged(folder: Path, what: str) -> tuple[object, str]:
+    """A model that is none, and what the message says of it."""
+    path, sound = folder / "model.gguf", clk_engine.small_model().read_bytes()
+    if what == "missing":
+        return path, "does not exist"
+    if what == "unknown":
+        return "smollm3", "did you mean smollm2-135m"
+    if what == "directory":
+        return folder, "not a file"
+    if what == "architecture":
+        return clk_engine.variation(
+            path, architecture="gemma3"
+        ), "unsupported architecture 'gemma3'"
+    if what == "quantisation":
+        return clk_engine.variation(path, dtype="q5_0"), "unsupported type q5_0"
+    contents = {
+        "empty": b"",
+        "foreign": b"\x7fELF" + bytes(range(256)) * 40,
+        "text": b"GGUF is what I want\n" * 99,
+        "header cut": sound[:3000],
+        "weights cut": sound[: len(sound) // 2],
+        "last byte cut": sound[:-1],
+    }
+    path.write_bytes(contents[what])
+    return path, "model.gguf"
+
+
+@pytest.mark.parametrize("command", ["run", "tune", "bench"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "missing", "unknown", "directory", "empty", "foreign", "text", "header cut", "weights cut",
+        "last byte cut", "architecture", "quantisation",
+    ],
+)  # fmt: skip
+def test_models_that_are_none(
+    call: Call, tmp_path: Path, cache_dir: Path, device: str, command: str, what: str
+) -> None:
+    model, problem = damaged(tmp_path, what)
+    before = files(tmp_path)
+    result = call(command, model, "--device", device, stdin="Hello")
+    one_line(result, problem)
+    assert files(tmp_path) == before, "nothing is damaged, nothing is left behind"
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def one_line(result: Result, problem: str, code: int = 1) -> None:
+    assert (result.code, result.out) == (code, ""), result
+    assert result.err.count("\n") == 1
+    assert result.err.startswith("error: ")
+    assert problem in result.err
+
+
+# -- devices ---------------------------------------------------------------------------------------
+
+USES_DEVICE = [
+    "run MODEL hi", "tune MODEL", "tune MODEL --dry-run", "bench MODEL", "cache path", "cache info",
+    "cache clear --yes", "devices", "report",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "through"),
+    # Without a flag, devices and report show all that there is.
+    [(command, "flag") for command in USES_DEVICE]
+    + [(command, "environment") for command in USES_DEVICE if command not in ("devices", "report")],
+)
+def test_unknown_and_ambiguous_devices(
+    call: Call, model: Path, monkeypatch: pytest.MonkeyPatch, command: str, through: str
+) -> None:
+    devices = clk_devices.numbered({"name": "Acme 1000"}, {"name": "Acme 2000"})
+    for module in ("runtime.device", "inference.devices"):
+        monkeypatch.setattr(f"clkiln.{module}.list_devices", lambda: devices)
+    words = [str(model) if word == "MODEL" else word for word in command.split()]
+    for selector, problem in (
+        ("teapot", "no device matches 'teapot'"),
+        ("7", "no device matches '7'"),
+        ("acme", "'acme' means several devices"),
+    ):
+        if through == "environment":
+            monkeypatch.setenv("CLKILN_DEVICE", selector)
+        result = call(*words, *(["--device", selector] if through == "flag" else []))
+        one_line(result, problem)
+        assert "0: Acme 1000" in result.err
+        assert "1: Acme 2000" in result.err
+
+
+@pytest.mark.parametrize("command", USES_DEVICE[:-2])
+def test_no_device(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    for module in ("runtime.device", "inference.devices"):
+        monkeypatch.setattr(f"clkiln.{module}.list_devices", list)
+    words = [str(model) if word == "MODEL" else word for word in command.split()]
+    one_line(call(*words), "pip install")
+
+
+# -- what nobody foresaw ---------------------------------------------------------------------------
+
+
+def test_an_unexpected_error_is_one_line(
+    call: Call, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **named: object) -> None:
+        raise RuntimeError("the kiln\n  is cold")
+
+    monkeypatch.setattr(Engine, "load", fail)
+    one_line(call("run", model, "hi"), "unexpected RuntimeError: the kiln is cold (--debug")
+
+
+@pytest.mark.parametrize("arguments", ["run nothing.gguf hi", "run MODEL hi --device teapot"])
+def test_debug_shows_the_traceback(call: Call, model: Path, arguments: str) -> None:
+    words = [str(model) if word == "MODEL" else word for word in arguments.split()]
+    quiet, loud = call(*words), call(*words, "--debug")
+    assert (loud.code, loud.out) == (quiet.code, "")
+    assert "Traceback (most recent call last)" in loud.err
+    assert loud.err.splitlines()[-1] == quiet.err.strip()
+
+
+def test_an_interrupt_is_130(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "load", interrupt)
+    assert call("run", model, "hi").code == 130
+
+
+# -- cache files that can't be used ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["run MODEL hi -n 2", "bench MODEL -p 4 -n 2 -r 1"])
+@pytest.mark.parametrize("what", ["folder is a file", "foreign", "damaged", "newer"])
+def test_a_cache_that_cannot_be_used_stops_nobody(
+    call: Call,
+    tmp_path: Path,
+    model: Path,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    what: str,
+) -> None:
+    path = tmp_path / "cache.sqlite"
+    if what == "folder is a file":
+        path.write_bytes(b"not a folder")
+        monkeypatch.setenv("CLKILN_CACHE_DIR", str(path / "below"))
+        cache: list[object] = []
+    else:
+        spoil(path, what)
+        cache = ["--cache", path]
+    before = path.read_bytes()
+    words = [str(model) if word == "MODEL" else word for word in command.split()]
+    result = call(*words, "--device", device, *cache)
+    assert result.code == 0
+    assert result.out
+    about_cache = [line for line in result.lines("warning: ") if str(path) in line]
+    assert len(about_cache) == 1, result.err
+    assert len(result.err.splitlines()) == 2, "that one, and that nothing is tuned"
+    assert path.read_bytes() == before
+
+
+def spoil(path: Path, what: str) -> None:
+    if what == "foreign":
+        with sqlite3.connect(path) as other:
+            other.execute("CREATE TABLE notes (text)")
+        other.close()
+    elif what == "newer":
+        clk_engine.own_cache(path)
+        with sqlite3.connect(path) as newer:
+            newer.execute("PRAGMA user_version = 9999")
+        newer.close()
+    else:
+        path.write_bytes(b"SQLite format 3\0" + bytes(5000))

@@ -1,0 +1,89 @@
+"""What ``--variant`` asks for, and what it means for single operations."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clk_cases import TINY
+from clkiln.errors import UsageError
+from clkiln.kernels import SPECS
+from clkiln.kernels.types import Workload
+from clkiln.kernels.variants import KINDS, VariantRequest, choice_fact, kinds_of
+
+WITH_IMAGES = [op for op in SPECS if "image" in kinds_of(op)]
+BUFFERS_ONLY = [op for op in SPECS if "image" not in kinds_of(op)]
+words = st.sampled_from([*KINDS, *(f"{op}={kind}" for op in SPECS for kind in kinds_of(op))])
+requests = st.lists(words, max_size=5)
+quick = settings(max_examples=100, deadline=None, derandomize=True)
+
+
+@quick
+@given(requests)
+def test_the_text_of_a_request_is_the_request(values: list[str]) -> None:
+    request = VariantRequest.parse(values)
+    assert VariantRequest.parse(str(request).split()) == request
+    assert (str(request) == "") == (not values)
+
+
+@quick
+@given(requests)
+def test_a_single_operation_goes_before_all_of_them(values: list[str]) -> None:
+    """And the last word on either counts."""
+    request = VariantRequest.parse(values)
+    general = [value for value in values if "=" not in value]
+    for op in SPECS:
+        own = [value.partition("=")[2] for value in values if value.partition("=")[0] == op]
+        if own:
+            assert request.kind(op) == own[-1]
+        elif general and general[-1] in kinds_of(op):
+            assert request.kind(op) == general[-1]
+        else:
+            assert request.kind(op) is None
+
+
+@quick
+@given(requests)
+def test_what_is_allowed_is_of_the_kind(values: list[str]) -> None:
+    request = VariantRequest.parse(values)
+    for op in ("gemv", "add"):
+        spec, workload = SPECS[op], Workload.parse(TINY[op][0])
+        kind = request.kind(op)
+        for variant in spec.variants:
+            config = next(c for c in spec.space(workload) if c.variant == variant.name)
+            assert request.allows(op, config) == (kind in (None, variant.kind))
+
+
+def test_what_lacks_a_kind_is_said() -> None:
+    images = VariantRequest.parse(["image"])
+    assert images.lacking(SPECS) == sorted(BUFFERS_ONLY)
+    assert images.lacking(WITH_IMAGES) == []
+    assert VariantRequest.parse(["buffer"]).lacking(SPECS) == []
+    assert VariantRequest.parse(["gemv=image"]).lacking(SPECS) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "=", "texture", "Buffer", "gemv", "gemv=", "=texture", "gemv=texture", "gemm2=image"]
+    + [f"{op}=image" for op in BUFFERS_ONLY],
+)
+def test_bad_requests_are_refused(value: str) -> None:
+    with pytest.raises(UsageError, match=r"^variant "):
+        VariantRequest.parse([value])
+
+
+def test_every_operation_has_buffers() -> None:
+    assert all("buffer" in kinds_of(op) for op in SPECS)
+    assert {"gemv", "gemm", "embedding"} <= set(WITH_IMAGES)
+
+
+def test_choices_are_kept_apart() -> None:
+    first, second = (Workload.parse(text) for text in TINY["gemv"][:2])
+    names = {
+        choice_fact(request, workload, digest)
+        for request in ("image", "gemv=image", "buffer")
+        for workload in (first, second)
+        for digest in ("a", "b")
+    }
+    assert len(names) == 12
