@@ -24,7 +24,7 @@ STATUSES = (
 
 @dataclass(frozen=True)
 class DriverRow:
-    """A driver under which something was tuned or compiled; ``info`` is the device's description."""
+    """A driver under which something was tuned or compiled; ``info`` describes the device."""
 
     driver: str
     info: dict[str, Any]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..kernels import SPECS
-from ..kernels.types import Argument, Array, Config, KernelSpec, Source, Workload
+from ..kernels.source import Source
+from ..kernels.types import Argument, Array, Config, KernelSpec, Workload
 from ..runtime.context import Context
 from ..runtime.launch import Launch
 from ..runtime.memory import Tensor

@@ -13,13 +13,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .source import Source, read_source
 
 Array = NDArray[Any]
 Value = int | str
@@ -191,31 +192,6 @@ class Geometry:
     def cover(cls, items: tuple[int, ...], local: tuple[int, ...]) -> Geometry:
         """The smallest geometry of work-groups ``local`` that covers ``items`` work-items."""
         return cls(tuple(-(-n // size) * size for n, size in zip(items, local, strict=True)), local)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A kernel's source with its includes inlined, its build options and the kernel's name."""
-
-    text: str
-    kernel: str
-    options: tuple[str, ...]
-
-    @property
-    def digest(self) -> str:
-        parts = (self.text, self.kernel, *self.options)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-_INCLUDE = re.compile(r'^\s*#include\s+"([\w./]+)"\s*$', re.MULTILINE)
-_ROOM = Path(__file__).parent
-
-
-@cache
-def read_source(path: str) -> str:
-    """The text of ``kernels/<path>``, every ``#include`` (of a path below ``kernels/``) inlined."""
-    text = (_ROOM / path).read_text(encoding="utf-8")
-    return _INCLUDE.sub(lambda match: read_source(match[1]), text)
 
 
 @dataclass(frozen=True)

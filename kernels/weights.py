@@ -61,7 +61,7 @@ class Matrix:
         return cls(dtype, cols, raw.reshape(rows, -1))
 
     def scales(self) -> Array:
-        """float16 ``[rows, blocks, 1 or 2]``: the scale, and the minimum where the format has one."""
+        """float16 ``[rows, blocks, 1 or 2]``: the scale, and the format's minimum if it has one."""
         n = 2 * _SCALARS[self.dtype]
         return np.ascontiguousarray(self._blocks[..., :n]).view(np.float16)
 

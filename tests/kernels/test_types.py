@@ -14,7 +14,8 @@ from clk_cases import TINY
 from clk_run import Limits
 from clkiln.kernels import OPERATIONS, SPECS
 from clkiln.kernels.gemv.spec import GemvSpec
-from clkiln.kernels.types import Argument, Config, Geometry, Source, Workload, read_source
+from clkiln.kernels.source import Source, read_source
+from clkiln.kernels.types import Argument, Config, Geometry, Workload
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 names = st.from_regex(r"[a-z][a-z0-9_]{0,7}", fullmatch=True)

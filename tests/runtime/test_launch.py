@@ -12,7 +12,8 @@ import pytest
 
 from clk_pocl import find_pocl
 from clkiln.errors import DeviceError, LaunchError
-from clkiln.kernels.types import Geometry, Source
+from clkiln.kernels.source import Source
+from clkiln.kernels.types import Geometry
 from clkiln.runtime.context import Context
 from clkiln.runtime.launch import Launch, event_seconds
 from clkiln.runtime.memory import Tensor

@@ -11,7 +11,8 @@ import pytest
 
 from clk_pocl import find_pocl
 from clkiln.errors import BuildError, CacheMissError, LaunchError
-from clkiln.kernels.types import Geometry, Source
+from clkiln.kernels.source import Source
+from clkiln.kernels.types import Geometry
 from clkiln.runtime.context import Context
 from clkiln.runtime.launch import Launch
 from clkiln.runtime.program import ProgramLoader, program_key

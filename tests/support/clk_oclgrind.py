@@ -20,7 +20,8 @@ from clk_cases import TINY, sample
 from clk_run import Limits, Runner
 from clkiln.kernels import SPECS
 from clkiln.kernels.softmax.spec import SoftmaxSpec
-from clkiln.kernels.types import Config, KernelSpec, Source, Workload
+from clkiln.kernels.source import Source
+from clkiln.kernels.types import Config, KernelSpec, Workload
 from clkiln.runtime.opencl import cl
 
 CASE = "case: "

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from clkiln.kernels.types import Argument, Array, Config, KernelSpec, Source, Workload
+from clkiln.kernels.source import Source
+from clkiln.kernels.types import Argument, Array, Config, KernelSpec, Workload
 from clkiln.runtime.opencl import cl
 
 GUARD_BYTES = 256
