@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ def command(
     if as_json:
         print_json(summary)
     else:
-        _print_summary(summary, model)
+        _print_summary(summary, _next_command(model, device, cache, variant))
 
 
 class Job:
@@ -229,7 +230,19 @@ def _done_already(job: Job, wanted: Sequence[Use], as_json: bool) -> None:
     )
 
 
-def _print_summary(summary: dict[str, Any], model: str) -> None:
+def _next_command(
+    model: str, device: str | None, cache: Path | None, variant: tuple[str, ...]
+) -> str:
+    """The ``clkiln run`` that uses what was just tuned, ready for a shell."""
+    words = ["clkiln", "run", model]
+    words += ["--device", device] if device else []
+    words += ["--cache", str(cache)] if cache else []
+    for kind in variant:
+        words += ["--variant", kind]
+    return f'{shlex.join(words)} "What is the capital of France?"'
+
+
+def _print_summary(summary: dict[str, Any], following: str) -> None:
     trials, seconds = summary["trials"], summary["seconds"]
     click.echo(
         f"tuned {summary['kernels']} kernels in {seconds:.0f} s ({trials} trials): "
@@ -237,7 +250,7 @@ def _print_summary(summary: dict[str, Any], model: str) -> None:
         f"prefill {rate(summary['prefill_before'])} -> {rate(summary['prefill_after'])} tokens/s"
     )
     click.echo(f"kept in {summary['cache_file']}")
-    click.echo(f'next: clkiln run {model} "What is the capital of France?"')
+    click.echo(f"next: {following}")
 
 
 def _dry_run(

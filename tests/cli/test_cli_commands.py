@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -248,6 +249,25 @@ def test_a_dry_run_of_less(call: Call, model: Path, device: str) -> None:
         assert 0 < row["feasible"] < feasible[row["workload"]] or not forced
     assert json.loads(call(*arguments, "--budget", "7s").out)["estimated_s"] == 7
     assert json.loads(call(*arguments, "--level", "fast").out)["estimated_s"] <= 45
+
+
+@pytest.mark.long
+def test_tune_then_run_what_it_says(call: Call, model: Path, device: str, tmp_path: Path) -> None:
+    """One small kernel: kept, found done by the next tune, and used by the command it names."""
+    cache = tmp_path / "a cache.sqlite"
+    only = ("--level", "fast", "--kernel", "argmax")
+    arguments = ("tune", model, *only, "--device", device, "--cache", cache)
+    first = call(*arguments)
+    assert first.code == 0
+    assert re.search(r"^tuned 1 kernels in \d+ s \(\d+ trials\): decode", first.out)
+    assert f"kept in {cache}\n" in first.out
+    assert call(*arguments).out.startswith("nothing to do: all 1 kernels")
+    following = shlex.split(first.out.splitlines()[-1].removeprefix("next: "))
+    assert following[:2] == ["clkiln", "run"]
+    answer = call(*following[1:], "-n", 2, "--json")
+    untuned = {line.split()[0] for line in json.loads(answer.out)["fallbacks"]}
+    assert "argmax" not in untuned
+    assert "gemv" in untuned
 
 
 # -- report ----------------------------------------------------------------------------------------

@@ -100,15 +100,21 @@ def test_a_sampler_that_keeps_one_token_is_greedy(engine: Engine) -> None:
     assert sampled.token_ids == greedy.token_ids
 
 
-def test_the_models_own_sampling_defaults_hold(tmp_path: Path, engine: Engine) -> None:
-    path = clk_engine.variation(
-        tmp_path / "m.gguf", metadata={"general.sampling.temp": 9.0, "general.sampling.top_k": 1}
-    )
-    greedy = engine.generate(QUESTION, temperature=0, max_tokens=10)
+@pytest.mark.parametrize("default", [{"temp": 0.0}, {"temp": 9.0, "top_k": 1}, {"top_p": 1e-9}])
+def test_the_models_own_sampling_defaults_hold(
+    tmp_path: Path, engine: Engine, default: dict[str, float]
+) -> None:
+    metadata = {f"general.sampling.{name}": value for name, value in default.items()}
+    path = clk_engine.variation(tmp_path / "m.gguf", metadata=metadata)
+    greedy = engine.generate(QUESTION, temperature=0, max_tokens=10).token_ids
+    hot = {"temperature": 9, "top_k": 0, "top_p": 1, "seed": 1, "max_tokens": 10}
     with clk_engine.engine(path) as own:
-        assert own.generate(QUESTION, max_tokens=10).token_ids == greedy.token_ids
-        free = own.generate(QUESTION, top_k=0, max_tokens=10)
-        assert free.token_ids != greedy.token_ids
+        assert own.generate(QUESTION, max_tokens=10).token_ids == greedy
+        assert own.generate(QUESTION, **hot).token_ids != greedy
+    defaults = [engine.generate(QUESTION, seed=seed, max_tokens=10) for seed in range(5)]
+    warm = [engine.generate(QUESTION, seed=s, max_tokens=10, temperature=0.7) for s in range(5)]
+    assert [answer.token_ids for answer in defaults] == [answer.token_ids for answer in warm]
+    assert {tuple(answer.token_ids) for answer in warm} != {tuple(greedy)}
 
 
 # -- how an answer ends ----------------------------------------------------------------------------
@@ -220,6 +226,20 @@ def test_growing_in_the_middle_of_a_prompt() -> None:
         for start in range(0, 900, 256):
             parts.runner.feed(ids[start : start + 256])
         assert (whole.runner.logits() == parts.runner.logits()).all()
+
+
+def test_any_token_may_follow(engine: Engine) -> None:
+    """Also one that is not the device's own pick, as in sampling."""
+    ids, runner = clk_engine.prompt(20, 515), engine.runner
+    for token in (0, 77, 514):
+        runner.reset()
+        runner.feed([*ids, token])
+        whole = runner.logits()
+        runner.reset()
+        runner.feed(ids)
+        assert runner.pick(0) != token
+        runner.feed([token])
+        assert clk_engine.relative_error(runner.logits(), whole) < 1e-3
 
 
 def test_going_back_forgets(engine: Engine) -> None:

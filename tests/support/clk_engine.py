@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 
 from clk_models import write_model
-from clk_pocl import pocl_devices
+from clk_pocl import find_pocl
 from clkiln.cache.paths import cache_file
 from clkiln.cache.rows import BestRow
 from clkiln.cache.store import Store
@@ -92,7 +92,7 @@ def _write(name: str, shape: Mapping[str, Any]) -> Path:
 
 def a_device() -> Device:
     """The device of tests that need any: PoCL from pip, which the test environment has."""
-    return pocl_devices()[0]
+    return find_pocl("pip")
 
 
 @contextmanager

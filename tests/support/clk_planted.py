@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from clkiln.kernels import SPECS
+from clkiln.kernels.source import Source
 from clkiln.kernels.types import (
     Argument,
     Array,
@@ -22,7 +23,6 @@ from clkiln.kernels.types import (
     DeviceLimits,
     Geometry,
     KernelSpec,
-    Source,
     Value,
     Variant,
     Workload,

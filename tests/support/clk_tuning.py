@@ -12,10 +12,18 @@ from clkiln.cache.store import Store
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Config, Workload
 from clkiln.kernels.uses import Use
+from clkiln.kernels.variants import VariantRequest
 from clkiln.runtime.device import DeviceInfo
 from clkiln.runtime.program import program_key
+from clkiln.tuner.levels import Level
 from clkiln.tuner.roofs import FLOPS_FACT, READ_FACT
 from clkiln.tuner.trial import Outcome
+
+#: As many trials to a workload as keep a test quick, without a limit of time.
+FEW = Level("normal", 2, None, 10)
+#: As the level of that name, with fewer trials.
+FAST = Level("fast", 1, 45.0, 6)
+FREE = VariantRequest()
 
 INFO = make_info()
 DRIVER = INFO.driver_key
@@ -146,3 +154,19 @@ def split_groups(store: Store, driver: str, uses: Sequence[Use]) -> list[str]:
         if row.workload in groups:
             layouts.setdefault(str(groups[row.workload]), set()).add(row.layout)
     return [group for group, found in layouts.items() if len(found) > 1]
+
+
+def best_times(store: Store, driver: str = DRIVER) -> dict[str, float]:
+    return {row.workload: row.time for row in store.best_rows(driver=driver)}
+
+
+def best_configs(store: Store, driver: str = DRIVER) -> dict[str, str]:
+    return {row.workload: row.config for row in store.best_rows(driver=driver)}
+
+
+def request_seconds(times: dict[str, float], uses: Any = USES) -> float:
+    return float(sum(use.cost(times[str(use.workload)]) for use in uses))
+
+
+def safe_of(use: Use) -> Config:
+    return SPECS[use.workload.op].safe(use.workload, INFO)
