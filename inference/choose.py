@@ -14,7 +14,7 @@ from ..cache.rows import BestRow
 from ..cache.store import Store
 from ..errors import UnsupportedOperation, UsageError
 from ..kernels import SPECS
-from ..kernels.types import Config, DeviceLimits, KernelSpec, Workload
+from ..kernels.types import Config, DeviceLimits, Workload
 from ..kernels.variants import VariantRequest, choice_fact
 
 Origin = Literal["tuned", "older driver", "neighbour", "default"]
@@ -90,7 +90,7 @@ class Chooser:
             try:
                 config = Config.parse(row if isinstance(row, str) else row.config)
                 fits = (
-                    _declared(spec, workload, config)
+                    spec.contains(workload, config)
                     and self.variants.allows(workload.op, config)
                     and layout in (None, spec.layout(workload, config))
                     and spec.check(workload, config, self.limits) is None
@@ -156,13 +156,6 @@ def together(request: VariantRequest, tied: bool) -> VariantRequest:
     return VariantRequest(
         request.default, {**request.by_op, **{op: kind for kind in kinds for op in ops}}
     )
-
-
-def _declared(spec: KernelSpec, workload: Workload, config: Config) -> bool:
-    """Whether ``config`` is a point of the space: a cache file may hold anything."""
-    values = spec.parameters(workload, spec.variant(config.variant))
-    given = dict(config.params)
-    return given.keys() == values.keys() and all(given[name] in values[name] for name in values)
 
 
 def _parse(text: str) -> Workload | None:

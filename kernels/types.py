@@ -334,6 +334,14 @@ class KernelSpec(ABC):
             for values in product(*parameters.values()):
                 yield Config.of(variant.name, **dict(zip(parameters, values, strict=True)))
 
+    def contains(self, workload: Workload, config: Config) -> bool:
+        """Whether ``config`` is a point of the space: a cache file may hold anything."""
+        if config.variant not in {variant.name for variant in self.variants}:
+            return False
+        values = self.parameters(workload, self.variant(config.variant))
+        given = dict(config.params)
+        return given.keys() == values.keys() and all(given[n] in values[n] for n in values)
+
     def check(self, workload: Workload, config: Config, limits: DeviceLimits) -> Infeasible | None:
         """Why ``config`` cannot run under ``limits``; None if nothing speaks against it."""
         variant = self.variant(config.variant)

@@ -144,7 +144,7 @@ class Layout:
     def parse(cls, text: str) -> Layout:
         """Inverse of ``str``. Raises ``ValueError`` for anything else."""
         dtype, memory, rows, *rest = text.split(" ")
-        numbers = {word[0]: int(word[1:]) for word in rest if word != "paired"}
+        numbers = {word[:1]: int(word[1:]) for word in rest if word != "paired"}
         layout = cls(
             dtype,
             "image2d" if memory == "image2d" else "buffer",

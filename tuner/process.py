@@ -48,7 +48,7 @@ class Worker:
     ) -> None:
         self.driver_key, self.trial_limit, self.command = driver_key, trial_limit, command
         self.restarts = 0
-        self._deaths = 0
+        self._deaths, self._last = 0, ""
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="clkiln-", ignore_cleanup_errors=True)
         self._log: IO[bytes] | None = None
@@ -69,6 +69,11 @@ class Worker:
         ``extra`` seconds are granted on top of the limit, for large inputs. Raises
         :class:`~clkiln.errors.TuningError` when workers die again and again.
         """
+        if self._deaths >= DEATHS_IN_A_ROW:
+            raise TuningError(
+                f"{self._deaths} trials in a row ended their worker, the last with: {self._last}; "
+                f"what was found so far is kept"
+            )
         if self._process is not None and self._process.poll() is not None:
             self.stop()  # it died between trials, which is not the next one's fault
         if self._process is None:
@@ -139,11 +144,7 @@ class Worker:
         self.stop()
         self.restarts += 1
         self._deaths += 1
-        if self._deaths >= DEATHS_IN_A_ROW:
-            raise TuningError(
-                f"{self._deaths} trials in a row ended their worker, the last with: {message}; "
-                f"what was found so far is kept"
-            )
+        self._last = message
         return Outcome(status, message[:2000])
 
     def _last_words(self) -> str:

@@ -72,6 +72,12 @@ class Record:
         if outcome.binary:
             self._binaries[task.workload, config] = outcome.binary
 
+    def forget(self, task: Task, kept: set[Config]) -> None:
+        """Drop the held binaries of a task but for those of ``kept``."""
+        for workload, config in list(self._binaries):
+            if workload == task.workload and config not in kept:
+                del self._binaries[workload, config]
+
     # -- choices ---------------------------------------------------------------------------------
 
     def write_group(self, group: Group, *, complete: bool = False) -> None:
@@ -134,14 +140,29 @@ class Record:
         """Delete the programs that this run wrote or replaced and that no choice needs."""
         if self.requested:
             return  # its choices lie beside the free ones, which may share programs
-        needed = set()
-        for row in self.store.best_rows(driver=self.driver):
-            config = read_config(row.config)
-            if config is not None and row.workload.split(" ")[0] in SPECS:
-                workload = Workload.parse(row.workload)
-                source = SPECS[workload.op].source(workload, config)
-                needed.add(program_key(self.driver, source))
-        self.store.drop_binaries(self._touched - needed)
+        chosen = [
+            (r.workload, r.digest, r.config) for r in self.store.best_rows(driver=self.driver)
+        ]
+        for (name, _), value in self.store.facts(self.driver).items():
+            parts = name.split(":", 3)
+            if parts[0] == "choice" and len(parts) == 4:
+                chosen.append((parts[3], parts[2], str(value)))
+        needed = {self._program(*choice) for choice in chosen}
+        self.store.drop_binaries({key for key in self._touched if key not in needed})
+
+    def _program(self, text: str, digest: str, config_text: str) -> str | None:
+        """The key of a choice's program; None for one of another version of a kernel."""
+        config = read_config(config_text)
+        spec = SPECS.get(text.split(" ")[0])
+        if config is None or spec is None or spec.digest() != digest:
+            return None
+        try:
+            workload = Workload.parse(text)
+            if not spec.contains(workload, config):
+                return None
+            return program_key(self.driver, spec.source(workload, config))
+        except (ValueError, KeyError, TypeError):
+            return None  # no workload of this operation
 
     def _key(self, task: Task, config: Config) -> str:
         return program_key(self.driver, task.spec.source(task.workload, config))

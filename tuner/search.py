@@ -23,7 +23,7 @@ ENUMERABLE = 50_000
 #: Feasible sets up to this size are simply tried, in random order.
 SMALL = 24
 #: Proposals of the sampler that may be infeasible or known before a random one is taken.
-RETRIES = 20
+RETRIES = 4
 #: A variant whose best is this many times slower than the best of all is left alone, but for a
 #: share of the proposals.
 FAR_BEHIND, ANY_VARIANT = 2.0, 0.05
@@ -84,11 +84,6 @@ class Search:
         except (KeyError, ValueError, TypeError):
             return False  # a configuration of another version of the kernel
 
-    def add_start(self, config: Config) -> None:
-        """Propose ``config`` next, if it is feasible and new."""
-        if config not in self._starts and self._feasible(config):
-            self._starts.insert(0, config)
-
     # -- ask and tell ----------------------------------------------------------------------------
 
     @property
@@ -116,9 +111,10 @@ class Search:
             config = self._starts.pop(0)
             if config not in self._times:
                 return config
-        unseen = [name for name in self.parameters if name not in self._variant_bests()]
-        if unseen and (first := self._first_of(unseen[0])) is not None:
-            return first
+        seen = self._variant_bests()
+        for name in self.parameters:
+            if name not in seen and (first := self._first_of(name)) is not None:
+                return first
         remaining = self._remaining()
         if remaining is not None and len(remaining) <= SMALL:
             return self._random.choice(remaining) if remaining else None

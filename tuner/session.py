@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ..cache.rows import DriverRow
 from ..cache.store import Store
 from ..kernels import SPECS
-from ..kernels.types import Config
+from ..kernels.types import Config, KernelSpec, Workload
 from ..kernels.uses import Use
 from ..kernels.variants import VariantRequest
 from ..runtime.device import DeviceInfo
@@ -124,11 +124,17 @@ class TuningRun:
             self.roof = write_roof(self.store, self.info.driver_key, self.roof_tasks)
 
     def _baseline(self, worker: Worker) -> None:
-        """The safe default of every workload, heaviest first: something to beat, and to fall to."""
+        """The safe default of every workload, heaviest first: something to beat, and to fall to.
+
+        Then what was best under another driver, before anything is searched.
+        """
         order = sorted(self.tasks, key=lambda t: -t.use.cost(t.spec.flops(t.workload)))
-        for task in order:
-            if task.search.is_new(task.safe):
-                self._try(worker, task, task.safe)
+        inherited = [(task, task.inherited) for task in order if task.inherited]
+        for task, config in [*((task, task.safe) for task in order), *inherited]:
+            if self._time_over():
+                return
+            if task.search.is_new(config):
+                self._try(worker, task, config)
 
     def _search(self, worker: Worker) -> None:
         while not self._time_over(1 - CONFIRM_SHARE):
@@ -148,10 +154,8 @@ class TuningRun:
         The quickest of many noisy measurements is often the luckiest; a median of several is not.
         """
         deadline = time.monotonic() + CONFIRM_SHARE * (self.budget or CONFIRM_SECONDS)
-        order = sorted(self.groups, key=lambda group: -group.cost())
-        tasks = [task for group in order for task in group.tasks]
         for _ in range(CONFIRM_ROUNDS):
-            for task in sorted(tasks, key=lambda t: -t.use.cost(t.best_time() or 0.0)):
+            for task in sorted(self.tasks, key=lambda t: -t.use.cost(t.best_time() or 0.0)):
                 chosen = self._group[task.workload].chosen().get(task.workload)
                 if chosen is None or not task.new_trials:
                     continue
@@ -174,7 +178,8 @@ class TuningRun:
                 if self.record.has_binary(task, config) or self.record.keep_binary(task, config):
                     continue
                 # An earlier run chose it, and its program was cleared since.
-                outcome = worker.trial(task.workload, config, seconds)
+                extra = _allowance(task)
+                outcome = worker.trial(task.workload, config, seconds, extra=extra)
                 self.record.keep_binary(task, config, outcome.binary)
         self.record.drop_superseded()
 
@@ -189,9 +194,8 @@ class TuningRun:
 
     def _try(self, worker: Worker, task: Task, config: Config) -> None:
         """Run one trial and keep what came of it."""
-        extra = task.spec.bytes(task.workload) / 20e6
         start = time.monotonic()
-        outcome = worker.trial(task.workload, config, task.best_time(), extra=extra)
+        outcome = worker.trial(task.workload, config, task.best_time(), extra=_allowance(task))
         task.seconds += time.monotonic() - start
         task.new_trials += 1
         self.result.trials += 1
@@ -207,6 +211,7 @@ class TuningRun:
         task.note(config, seconds)
         if task.workload in self._group:
             self.record.write_group(self._group[task.workload])
+        self.record.forget(task, task.leaders(CONFIRM_LEADERS))
         improved = seconds is not None and (before is None or seconds < 0.98 * before)
         task.idle = 0 if improved else task.idle + 1
         self.progress(self._progress(task))
@@ -240,19 +245,25 @@ class TuningRun:
         if kind is not None:
             safe = spec.safe_of_kind(workload, self.info, kind) or safe
         known = {} if force else self.record.known(workload, spec.digest())
+        # What became infeasible since is no result any more.
+        known = {c: times for c, times in known.items() if self._fits(spec, workload, c)}
         tried = {c: statistics.median(times) if times else None for c, times in known.items()}
-        starts = [*spec.starts(workload, self.info)]
         old = self.record.best_elsewhere(workload, spec.digest())
-        if old is not None:
-            starts.insert(0, old)
+        if old and not (self.variants.allows(workload.op, old) and self._fits(spec, workload, old)):
+            old = None
+        starts = spec.starts(workload, self.info)
         search = Search(
             spec, workload, self.info, kind=kind, starts=starts, tried=tried, seed=self.seed
         )
-        task = Task(use, search, safe)
+        task = Task(use, search, safe, inherited=old)
         for config, times in known.items():
             for seconds in times if self.variants.allows(workload.op, config) else ():
                 task.note(config, seconds)
         return task
+
+    def _fits(self, spec: KernelSpec, workload: Workload, config: Config) -> bool:
+        fits = spec.contains(workload, config)
+        return fits and spec.check(workload, config, self.info) is None
 
     def _progress(self, task: Task) -> Progress:
         tasks = [t for t in self.tasks if t.best_time() and t.default_time]
@@ -270,3 +281,8 @@ class TuningRun:
             seconds_left=None if self.budget is None else max(0.0, self.budget - seconds),
             doing=str(task.workload),
         )
+
+
+def _allowance(task: Task) -> float:
+    """Seconds that a trial gets beyond the limit: large inputs and references take their time."""
+    return task.spec.bytes(task.workload) / 20e6

@@ -30,12 +30,13 @@ class Roof:
 class Task:
     """One workload's search. ``layouts`` holds the best (configuration, seconds) of each layout.
 
-    A configuration that was timed several times counts with its median.
+    ``safe`` is the default, ``inherited`` what was best under another driver. A configuration that was timed several times counts with its median.
     """
 
     use: Use
     search: Search
     safe: Config
+    inherited: Config | None = None
     layouts: dict[str, tuple[Config, float]] = field(default_factory=dict)
     new_trials: int = 0
     seconds: float = 0.0
@@ -85,6 +86,11 @@ class Task:
         samples = self._samples.get(layout, {}).items()
         medians = [(config, statistics.median(times)) for config, times in samples]
         return sorted(medians, key=lambda pair: (pair[1], str(pair[0])))
+
+    def leaders(self, count: int) -> set[Config]:
+        """The safe default and the best few of each layout."""
+        best = {c for layout in self.layouts for c, _ in self.ranking(layout)[:count]}
+        return best | {self.safe}
 
     def best_time(self) -> float | None:
         return min((time for _, time in self.layouts.values()), default=None)

@@ -99,9 +99,6 @@ def test_a_start_that_was_tried_is_not_tried_again() -> None:
     feasible = SPECS["gemv"].feasible(GEMV, INFO)
     search = make(starts=feasible[:3], tried={feasible[0]: 1.0, feasible[2]: None})
     assert search.ask() == feasible[1]
-    search.tell(feasible[1], 1.0)
-    search.add_start(feasible[9])
-    assert search.ask() == feasible[9]
 
 
 def test_the_same_seed_proposes_the_same() -> None:
