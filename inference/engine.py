@@ -207,7 +207,8 @@ class Engine:
                 f"the prompt or raise --ctx-size (the model's limit is {c.context_length})"
             )
         completion = Completion(prompt_token_ids=ids, seed=sampler.seed)
-        return Stream(self._pieces(completion, sampler, max_tokens), completion)
+        decoder = StreamDecoder(self.tokenizer, continuation=raw)
+        return Stream(self._pieces(completion, sampler, decoder, max_tokens), completion)
 
     def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
         """Token ids of a prompt: one user message in the chat template, or ``raw``."""
@@ -227,8 +228,10 @@ class Engine:
         text = render(messages, template, bos=tokenizer.bos_text, eos=tokenizer.eos_text)
         return tokenizer.prompt(text)
 
-    def _pieces(self, completion: Completion, sampler: Sampler, max_tokens: int) -> Iterator[str]:
-        runner, decoder = self.runner, StreamDecoder(self.tokenizer)
+    def _pieces(
+        self, completion: Completion, sampler: Sampler, decoder: StreamDecoder, max_tokens: int
+    ) -> Iterator[str]:
+        runner = self.runner
         ids = completion.prompt_token_ids
         self._answering = completion
         start = time.perf_counter()
@@ -295,6 +298,9 @@ class Engine:
 
     def _report_choices(self, warn: Callable[[str], None]) -> None:
         counts = origins(self.runner.planner.choices)
+        lacking = [line for line in self.fallbacks() if line.endswith(" variant")]
+        if lacking:
+            warn(f"not as asked: {'; '.join(lacking)}")
         self.store.put_driver(DriverRow(self.device.driver_key, self.device.as_dict()))
         if counts.get("older driver"):
             warn(
