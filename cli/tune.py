@@ -59,6 +59,7 @@ def command(
     from ..inference.devices import choose_device
     from ..inference.gguf import GGUFFile
     from ..inference.graph import Graph, uses
+    from ..inference.runner import DEFAULT_KV
     from ..inference.weights import Weights
     from ..kernels.variants import VariantRequest
     from ..tuner.levels import LEVELS, parse_budget
@@ -70,7 +71,7 @@ def command(
     file = GGUFFile.open(path)
     config = ModelConfig.from_gguf(file)
     request = together(asked, config.tied)
-    graph = Graph(config, Weights(file, config), "f16")
+    graph = Graph(config, Weights(file, config), DEFAULT_KV)
     wanted = _only(uses(graph, config.context_length), kernels)
     lacking = request.lacking(use.workload.op for use in wanted)
     if lacking:

@@ -15,6 +15,7 @@ import clk_engine
 from clk_decoder64 import Array, Decoder64
 from clk_pocl import find_pocl
 from clkiln.inference.engine import Engine
+from clkiln.inference.runner import DEFAULT_KV
 
 #: The promise: relative L2 error of the logits at any position.
 PROMISED = 1e-3
@@ -132,7 +133,8 @@ def test_a_float16_cache_costs_less_than_what_is_promised(name: str) -> None:
 
 
 def test_the_real_model(model_file: Path) -> None:
-    check(errors(model_file, "pip", "f16", "buffer", (7, 64), 8), EXPECTED["f16"])
+    """As it runs by default, where a float32 cache keeps far below the 1e-3 promised."""
+    check(errors(model_file, "pip", DEFAULT_KV, "buffer", (7, 64), 8), EXPECTED[DEFAULT_KV])
 
 
 @pytest.mark.long

@@ -23,6 +23,7 @@ from clkiln.inference.gguf import GGUFFile
 from clkiln.inference.graph import Graph
 from clkiln.inference.plan import BoundStep, Plan, Planner
 from clkiln.inference.resident import ResidentWeights
+from clkiln.inference.runner import DEFAULT_KV
 from clkiln.inference.weights import Weights
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Config, Geometry, Workload
@@ -202,7 +203,7 @@ def feasible(workload: Workload) -> list[Config]:
 def graph(name: str) -> Graph:
     file = GGUFFile.open(clk_engine.model(name))
     config = ModelConfig.from_gguf(file)
-    return Graph(config, Weights(file, config), "f16")
+    return Graph(config, Weights(file, config), DEFAULT_KV)
 
 
 @pytest.mark.parametrize("name", list(clk_engine.MODELS))
