@@ -33,6 +33,15 @@ def start(arguments: list[str]) -> dict[str, float]:
     return timing | {"compiled": result["programs"]["compiled"]}
 
 
+def medians(arguments: list[str], count: int) -> dict[str, float]:
+    """Medians over ``count`` processes, the worst first launch, and all compiles together."""
+    runs = [start(arguments) for _ in range(count)]
+    found = {part: statistics.median(run[part] for run in runs) for part in PARTS}
+    worst = max(run["slowest_first_launch_s"] for run in runs)
+    compiled = sum(run["compiled"] for run in runs)
+    return {"runs": count, **found, "worst_first_launch_s": worst, "compiled": compiled}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
@@ -41,14 +50,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the medians here as well")
     args = parser.parse_args()
     arguments = [args.model, *(["--device", args.device] if args.device else [])]
-    runs = [start(arguments) for _ in range(args.runs)]
-    medians = {part: statistics.median(run[part] for run in runs) for part in PARTS}
-    for part, value in medians.items():
-        worst = max(run[part] for run in runs)
-        print(f"{part:<24}{value * 1e3:8.1f} ms median, {worst * 1e3:8.1f} ms worst")
-    print(f"programs compiled in all runs: {sum(run['compiled'] for run in runs):.0f}")
+    found = medians(arguments, args.runs)
+    for part, value in found.items():
+        text = f"{value * 1e3:8.1f} ms" if part.endswith("_s") else f"{value:8.0f}"
+        print(f"{part:<24}{text}")
     if args.json:
-        args.json.write_text(json.dumps({"runs": args.runs, **medians}, indent=2) + "\n")
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ tests every kernel: there is one way to run a spec.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,8 @@ class Bound:
 
     def __init__(self, launch: Launch, tensors: Mapping[str, Tensor]) -> None:
         self.launch, self.tensors = launch, dict(tensors)
+        #: Seconds of the first launch, where some drivers finish compiling.
+        self.first_launch: float | None = None
 
     def twin(self, names: set[str]) -> Bound:
         """The same launch on copies of the tensors called ``names``, sharing the others."""
@@ -178,8 +181,11 @@ def check(
     reference: Mapping[str, Array],
 ) -> Verdict:
     """Launch ``bound`` once, compare its outputs with ``reference``, and look at the guards."""
+    start = time.perf_counter()
     bound.launch.enqueue()
     bound.launch.program.context.finish()
+    if bound.first_launch is None:
+        bound.first_launch = time.perf_counter() - start
     raw: dict[str, Array] = {}
     for argument in spec.arguments(workload, config):
         if argument.role not in ("output", "inout"):
