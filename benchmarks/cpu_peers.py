@@ -5,7 +5,7 @@
 
 Each round measures both engines once, so that what else the machine does hits both alike; medians
 and the ratio of medians are printed. Both use as many threads as there are cores. llama.cpp reads
-the same file; its prompt and its tokens are as many as ours. ``-p 0`` or ``-n 0`` leaves a test out.
+the same file; prompt and tokens are as many as ours. ``-p 0`` or ``-n 0`` leaves a test out.
 
 Where a virtual machine forbids AMX, llama.cpp built for the processor at hand crashes in prefill;
 ``CMAKE_ARGS="-DCMAKE_C_FLAGS='-mno-amx-int8 -mno-amx-tile -mno-amx-bf16' ..."`` (and the same for

@@ -2,7 +2,7 @@
 
     python benchmarks/measure.py MODEL --device DEVICE [--level fast] --out FILE.json
 
-It tunes into an empty cache file of its own, so that the figures are those of one level from scratch.
+It tunes into an empty cache file of its own: the figures are those of one level from scratch.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from __future__ import annotations
 TOKENS = (32, 256)
 CHUNK = TOKENS[-1]
 #: Positions in the KV cache. Attention past the tuned ones takes the nearest bucket's parameters.
-CONTEXTS = (512, 2048, 8192, 32768, 131072)
-#: Contexts that ``tune`` spends time on.
-TUNED_CONTEXTS = CONTEXTS[:2]
+#: The first is small, because what is quick for a full bucket can be slow for a nearly empty one.
+CONTEXTS = (128, 512, 2048, 8192, 32768, 131072)
+#: Contexts that ``tune`` spends time on, and how much of a typical request happens in each.
+TUNED_CONTEXTS = {128: 1.0, 512: 1.0, 2048: 0.25}
 
 
 def token_bucket(m: int) -> int:

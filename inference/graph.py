@@ -49,8 +49,11 @@ class Graph:
         self.config, self.weights, self.kv = config, weights, kv
 
     def body(self, m: int, ctx: int) -> Iterator[Step]:
-        """From token ids to the residual stream ``x``, for ``m`` tokens and a context bucket."""
-        c = self.config
+        """From token ids to the residual stream ``x``, for ``m`` tokens and a context bucket.
+
+        A bucket of contexts that does not hold the bucket of tokens is widened to do so.
+        """
+        c, ctx = self.config, max(ctx, context_bucket(m))
         embedding = Workload.of(
             "embedding", n=c.vocab, k=c.hidden, m=m, w=self.weights.dtype("token_embd")
         )
@@ -116,15 +119,14 @@ class Graph:
 
 def uses(graph: Graph, context: int) -> list[Use]:
     """Every workload that a model launches, for the tuner; ``context`` is the model's limit."""
-    contexts = [c for c in TUNED_CONTEXTS if c <= context_bucket(context)]
+    contexts = {c: s for c, s in TUNED_CONTEXTS.items() if c <= context_bucket(context)}
     passes: list[tuple[Phase, float, list[Step]]] = []
-    for ctx in contexts:
-        share = 1 if ctx == contexts[0] else 0.25
+    for ctx, share in contexts.items():
         passes.append(("decode", DECODE_STEPS * share, [*graph.body(1, ctx), *graph.head()]))
     for m in TOKENS:
-        fitting = [c for c in contexts if c >= m] if m == TOKENS[-1] else contexts[:1]
-        for ctx in fitting:
-            share = 1 if ctx == fitting[0] else 0.25
+        # The last chunk of a long prompt meets a long context; a short prompt is all there is.
+        reached = {ctx: s for ctx, s in contexts.items() if ctx >= m} or {context_bucket(m): 1.0}
+        for ctx, share in list(reached.items())[: None if m == TOKENS[-1] else 1]:
             passes.append(("prefill", PREFILL_STEPS * share, list(graph.body(m, ctx))))
     readers = [
         (step.workload, step.tensors["w"])

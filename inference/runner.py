@@ -191,13 +191,14 @@ class Runner:
     def _room(self, m: int) -> None:
         """Make activations large enough for steps of ``m`` tokens."""
         if m > self._rows:
+            self._plans.clear()  # first: what fails below must leave no plan on released tensors
             self._activations(next(size for size in TOKENS if m <= size))
-            self._plans.clear()
 
     def _grow(self, positions: int) -> None:
         """Make KV cache and rotary table large enough, doubling, keeping what is in them."""
         if positions <= self.capacity:
             return
+        self._plans.clear()  # as in _room
         capacity = min(self.limit, max(positions, 2 * self.capacity))
         c = self.config
         for layer in range(c.n_layers):
@@ -211,7 +212,6 @@ class Runner:
         table = self.context.upload(self.weights.rope_table(capacity), what="rotary table")
         self._replace("rope_table", table)
         self.capacity = capacity
-        self._plans.clear()
 
     def _replace(self, name: str, tensor: Tensor) -> None:
         old = self.planner.tensors.pop(name, None)

@@ -72,7 +72,9 @@ def measure_decode(engine: Engine, tokens: int, repeats: int) -> Speed:
         return -(time.perf_counter() - begin) / tokens  # the prompt's token does not count
 
     graph = engine.runner.graph
-    steps = [[*graph.body(1, context_bucket(tokens)), *graph.head()]]
+    body = graph.body(1, context_bucket(tokens + 1))
+    # On average half of the positions are there to attend to.
+    steps = [[*(_resized(step, 1, 1 + tokens // 2) for step in body), *graph.head()]]
     return _speed(engine, f"tg{tokens}", 0, tokens, once, repeats, steps)
 
 

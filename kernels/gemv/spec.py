@@ -48,9 +48,7 @@ class GemvSpec(LinearSpec):
         split = 1
         if limits.type != "cpu" and layout is None:
             blocks = -(-workload.size("k") // 32)
-            while split < min(16, limits.max_work_group_size, blocks) // 2 * 2:
-                split *= 2
-            split = max(1, min(split, blocks))
+            split = 1 << min(16, limits.max_work_group_size, blocks).bit_length() - 1
         config = Config.of(variant, **values, LX=1, KS=split, G=1, U=1)
         if self.check(workload, config, limits) is None:
             return config

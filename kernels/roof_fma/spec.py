@@ -60,7 +60,7 @@ class RoofFmaSpec(KernelSpec):
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
         width = safe_width(limits, (1, 4, 8))
         groups = next((g for g in (4, 16, 64, 256, 1024) if g >= limits.compute_units), 4096)
-        for items in (safe_items(limits, 64), 1):
+        for items in (64, 1) if safe_items(limits, 64) == 64 else (1,):
             config = Config.of("buffer", LX=items, V=width, A=4, G=groups)
             if self.steps(workload, config) >= LEAST_STEPS:
                 return config

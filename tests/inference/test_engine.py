@@ -199,7 +199,7 @@ def test_one_answer_at_a_time(engine: Engine) -> None:
 
 @pytest.mark.parametrize("kv", ["f16", "f32"])
 def test_growing_changes_nothing(kv: str) -> None:
-    """The KV cache grows past 512 positions, and attention's bucket with it, in the middle."""
+    """The KV cache grows, and attention's bucket with it, in a prompt and while decoding."""
 
     def answer(engine: Engine) -> list[bytes]:
         engine.runner.reset()
@@ -212,7 +212,7 @@ def test_growing_changes_nothing(kv: str) -> None:
         return found
 
     with clk_engine.engine(kv_dtype=kv) as growing, clk_engine.engine(kv_dtype=kv) as grown:
-        assert growing.runner.capacity == 512
+        assert growing.runner.capacity < 500
         first = answer(growing)
         assert growing.runner.capacity > 512
         grown.runner.feed(clk_engine.prompt(700, 515))

@@ -49,6 +49,21 @@ def test_the_safe_configuration_is_feasible(device: str) -> None:
         assert spec.check(workload, config, DEVICES[device]) is None, f"{workload} {config}"
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_where_a_search_starts_is_in_its_space(device: str) -> None:
+    """What is outside can't be told to a sampler, and is not taken from the cache file."""
+    narrow = [
+        Workload.of("gemv", n=n, k=32 * blocks, w="q4_0", fuse="none", bias="no")
+        for n in (7, 960)
+        for blocks in range(1, 17)
+    ]
+    for workload in [*WORKLOADS, *narrow]:
+        spec = SPECS[workload.op]
+        for config in spec.starts(workload, DEVICES[device]):
+            if spec.check(workload, config, DEVICES[device]) is None:
+                assert spec.contains(workload, config), f"{workload} {config}"
+
+
 @pytest.mark.parametrize("workload", REAL, ids=str)
 def test_there_is_something_to_choose(workload: Workload) -> None:
     spec = SPECS[workload.op]
