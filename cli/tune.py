@@ -72,7 +72,8 @@ def command(
     config = ModelConfig.from_gguf(file)
     request = together(asked, config.tied)
     graph = Graph(config, Weights(file, config), DEFAULT_KV)
-    wanted = _only(uses(graph, config.context_length), kernels)
+    every = uses(graph, config.context_length)
+    wanted = _only(every, kernels)
     lacking = request.lacking(use.workload.op for use in wanted)
     if lacking:
         warn(f"no {request.default} variant, tuned as they are: {', '.join(lacking)}")
@@ -90,7 +91,7 @@ def command(
             _done_already(job, wanted, as_json)
             return
         note(f"tuning {len(todo)} kernels of {config.name} for {chosen.info.name} ({why})")
-        summary = job.run(todo)
+        summary = job.run(todo, [use for use in every if use not in todo])
     if as_json:
         print_json(summary)
     else:
@@ -116,8 +117,11 @@ class Job:
         self.where, self.level, self.seconds = where, level, seconds
         self.force, self.variants = force, variants
 
-    def run(self, todo: Sequence[Use]) -> dict[str, Any]:
-        """Tune ``todo``, measure the engine before and after, keep and return the figures."""
+    def run(self, todo: Sequence[Use], others: Sequence[Use]) -> dict[str, Any]:
+        """Tune ``todo``, measure the engine before and after, keep and return the figures.
+
+        ``others`` are the model's uses besides.
+        """
         from ..cache.rows import RunRow
         from ..tuner.session import TuningRun
         from .progress import progress_bar
@@ -126,8 +130,9 @@ class Job:
         run_id = self.store.start_run(row)
         with progress_bar() as show:
             tuning = TuningRun(
-                self.store, self.device.info, todo, self.level, seconds=self.seconds,
-                force=self.force, variants=self.variants, run=run_id, progress=show,
+                self.store, self.device.info, todo, self.level, others=others,
+                seconds=self.seconds, force=self.force, variants=self.variants, run=run_id,
+                progress=show,
             )  # fmt: skip
             try:
                 result = tuning.run()
@@ -152,6 +157,7 @@ class Job:
 
     def _speeds(self, result: TuneResult) -> dict[str, float | None]:
         """Decode and prefill tokens per second with the safe defaults and with what was found."""
+        from ..cache.codec import now
         from ..inference.devices import speed_fact
 
         before: tuple[float | None, float | None] = (None, None)
@@ -166,7 +172,7 @@ class Job:
             warn(f"tuned, but the whole model could not be measured: {error}")
         if after[0] is not None and not self.variants.default and not self.variants.by_op:
             fact = {"decode_tok_s": after[0], "prefill_tok_s": after[1], "tuned": True,
-                    "model": self.config.name}  # fmt: skip
+                    "model": self.config.name, "measured": now()}  # fmt: skip
             driver = self.device.info.driver_key
             self.store.set_fact(speed_fact(self.config.digest), fact, driver=driver)
         return {

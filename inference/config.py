@@ -234,6 +234,8 @@ class _Builder:
     def check(self, config: ModelConfig) -> None:
         if config.n_heads % config.n_kv_heads:
             self.wrong(f"{config.n_heads} heads over {config.n_kv_heads} key-value heads")
+        if config.head_dim % 2:
+            self.unsupported(f"heads of {config.head_dim} values; clkiln has even lengths")
         if config.rope_dim % 2 or config.rope_dim > config.head_dim:
             self.wrong(f"{config.rope_dim} rotary dimensions in heads of {config.head_dim}")
         scale = self.option("attention.scale")

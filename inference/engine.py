@@ -191,6 +191,7 @@ class Engine:
         :class:`~clkiln.errors.UsageError` for bad options, and while iterating
         :class:`~clkiln.errors.GenerationError` where the logits are nonsense.
         """
+        called = time.perf_counter()
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; at least 1 token can be asked for")
         c = self.config
@@ -209,7 +210,8 @@ class Engine:
             )
         completion = Completion(prompt_token_ids=ids, seed=sampler.seed)
         decoder = StreamDecoder(self.tokenizer, continuation=raw)
-        return Stream(self._pieces(completion, sampler, decoder, max_tokens), completion)
+        pieces = self._pieces(completion, sampler, decoder, max_tokens, called)
+        return Stream(pieces, completion)
 
     def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
         """Token ids of a prompt: one user message in the chat template, or ``raw``."""
@@ -230,7 +232,12 @@ class Engine:
         return tokenizer.prompt(text)
 
     def _pieces(
-        self, completion: Completion, sampler: Sampler, decoder: StreamDecoder, max_tokens: int
+        self,
+        completion: Completion,
+        sampler: Sampler,
+        decoder: StreamDecoder,
+        max_tokens: int,
+        called: float,
     ) -> Iterator[str]:
         runner = self.runner
         ids = completion.prompt_token_ids
@@ -265,7 +272,7 @@ class Engine:
         completion.timing = {
             "prefill_s": first - start,
             "decode_s": end - first,
-            "first_token_s": first - start,
+            "first_token_s": first - called,
             "prefill_tok_s": len(ids) / (first - start),
             "decode_tok_s": (produced - 1) / (end - first) if produced > 1 else None,
         }

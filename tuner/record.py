@@ -45,9 +45,10 @@ class Record:
                 failed.add(config)
         return {**known, **{config: [] for config in failed}}
 
-    def best_elsewhere(self, workload: Workload, digest: str) -> Config | None:
-        """What was best under another driver: to be timed first."""
-        row = self.store.best_of_other_driver(str(workload), digest, self.driver)
+    def inherited(self, workload: Workload, digest: str, *, own: bool) -> Config | None:
+        """What was best under this driver (``own``), or else under another: to be timed first."""
+        row = self.store.best(str(workload), self.driver, digest) if own else None
+        row = row or self.store.best_of_other_driver(str(workload), digest, self.driver)
         return None if row is None else read_config(row.config)
 
     def add(self, task: Task, config: Config, outcome: Outcome) -> None:
@@ -120,6 +121,14 @@ class Record:
         for task in tasks:
             name = done_fact(self.requested, task.workload, task.digest)
             self.store.set_fact(name, level.name, driver=self.driver)
+
+    def mark_open(self, tasks: Sequence[Task]) -> None:
+        """Take back :meth:`mark_done`: a run that begins anew may be cut short."""
+        done = {name for name, _ in self.store.facts(self.driver)}
+        for task in tasks:
+            name = done_fact(self.requested, task.workload, task.digest)
+            if name in done:
+                self.store.set_fact(name, "", driver=self.driver)
 
     # -- binaries --------------------------------------------------------------------------------
 

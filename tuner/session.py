@@ -61,7 +61,10 @@ class TuneResult:
 class TuningRun:
     """Tunes ``uses`` for one device and writes into ``store``.
 
-    ``seconds`` limits the run as well as the level's own time. ``force`` forgets earlier trials.
+    ``seconds`` limits the run as well as the level's own time. ``force`` forgets earlier trials,
+    but for what was chosen: that is timed anew first. ``others`` are uses of the same weights that
+    this run does not search: what is known of them counts when a layout is chosen, and a layout
+    that they were never tried in costs them a trial.
     ``progress`` is called after every trial. Everything found is in the store when a method
     returns or raises, a ``KeyboardInterrupt`` included.
     """
@@ -73,6 +76,7 @@ class TuningRun:
         uses: Sequence[Use],
         level: Level,
         *,
+        others: Sequence[Use] = (),
         seconds: float | None = None,
         force: bool = False,
         variants: VariantRequest | None = None,
@@ -80,7 +84,7 @@ class TuningRun:
         progress: Callable[[Progress], None] = lambda progress: None,
         seed: int = 0,
     ) -> None:
-        self.store, self.info, self.level = store, info, level
+        self.store, self.info, self.level, self.force = store, info, level, force
         self.progress, self.seed = progress, seed
         self.variants = variants or VariantRequest()
         self.record = Record(store, info.driver_key, str(self.variants), run)
@@ -91,7 +95,7 @@ class TuningRun:
         self._start = time.monotonic()
         self.tasks = [self._task(use, force) for use in uses]
         self.roof_tasks = [] if self.roof.flops_per_s else [self._task(u, force) for u in ROOF_USES]
-        self.groups = groups_of(self.tasks)
+        self.groups = groups_of([*self.tasks, *self._companions(others)])
         self._group = {task.workload: group for group in self.groups for task in group.tasks}
 
     # -- the run -----------------------------------------------------------------------------------
@@ -100,6 +104,8 @@ class TuningRun:
         """Search until the time is over or nothing is left to try."""
         self._start = time.monotonic()
         self.store.put_driver(DriverRow(self.info.driver_key, self.info.as_dict()))
+        if self.force:
+            self.record.mark_open(self.tasks)
         with Worker(self.info.driver_key) as worker:
             try:
                 self._roofs(worker)
@@ -126,15 +132,15 @@ class TuningRun:
     def _baseline(self, worker: Worker) -> None:
         """The safe default of every workload, heaviest first: something to beat, and to fall to.
 
-        Then what was best under another driver, before anything is searched.
+        Ahead of it what was chosen before, which no run that is cut short may replace by a default.
         """
         order = sorted(self.tasks, key=lambda t: -t.use.cost(t.spec.flops(t.workload)))
-        inherited = [(task, task.inherited) for task in order if task.inherited]
-        for task, config in [*((task, task.safe) for task in order), *inherited]:
-            if self._time_over():
-                return
-            if task.search.is_new(config):
-                self._try(worker, task, config)
+        for task in order:
+            for config in filter(None, (task.inherited, task.safe)):
+                if self._time_over():
+                    return
+                if task.search.is_new(config):
+                    self._try(worker, task, config)
 
     def _search(self, worker: Worker) -> None:
         while not self._time_over(1 - CONFIRM_SHARE):
@@ -238,6 +244,12 @@ class TuningRun:
 
     # -- state -------------------------------------------------------------------------------------
 
+    def _companions(self, others: Sequence[Use]) -> list[Task]:
+        """Tasks of those ``others`` that share a group with a task and have a result."""
+        groups = {task.use.group for task in self.tasks} - {None}
+        found = [self._task(use, force=False) for use in others if use.group in groups]
+        return [task for task in found if task.layouts]
+
     def _task(self, use: Use, force: bool) -> Task:
         spec, workload = SPECS[use.workload.op], use.workload
         kind = self.variants.kind(workload.op)
@@ -248,7 +260,7 @@ class TuningRun:
         # What became infeasible since is no result any more.
         known = {c: times for c, times in known.items() if self._fits(spec, workload, c)}
         tried = {c: statistics.median(times) if times else None for c, times in known.items()}
-        old = self.record.best_elsewhere(workload, spec.digest())
+        old = self.record.inherited(workload, spec.digest(), own=force)
         if old and not (self.variants.allows(workload.op, old) and self._fits(spec, workload, old)):
             old = None
         starts = spec.starts(workload, self.info)

@@ -93,6 +93,10 @@ def test_one_count_for_each_layer(tmp_path: Path) -> None:
         ({"llama.attention.scale": 0.5}, "attention.scale = 0.5"),
         ({"llama.attention.causal": False}, "attention.causal = False"),
         ({"llama.attention.value_length": 32}, "differ in length"),
+        (
+            {"llama.attention.key_length": 15, "llama.attention.value_length": 15},
+            "heads of 15 values",
+        ),
         ({"llama.final_logit_softcapping": "x"}, "final_logit_softcapping"),
     ],
 )

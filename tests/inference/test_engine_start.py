@@ -264,6 +264,27 @@ def test_what_does_not_fit_is_named(
         pass
 
 
+def test_an_engine_survives_what_did_not_fit() -> None:
+    """Caches that can't all grow end that prompt, not the ones after it."""
+    with clk_engine.engine() as engine:
+        runner, memory = engine.runner, engine.runner.context.memory
+        prompt, long = clk_engine.prompt(20, 515), clk_engine.prompt(600, 515)
+        runner.feed(prompt)
+        expected, limit, refused = runner.logits(), memory.limit, 0
+        for _ in range(50):
+            runner.reset()
+            memory.limit = memory.used + 150_000
+            try:
+                runner.feed(long)
+            except OutOfDeviceMemory:
+                refused += 1
+            memory.limit = limit
+            runner.reset()
+            runner.feed(prompt)
+            assert (runner.logits() == expected).all()
+        assert refused
+
+
 def test_the_budget_counts_what_is_held() -> None:
     """Whatever was replaced while caches and activations grew has been given back."""
     with clk_engine.engine() as engine:

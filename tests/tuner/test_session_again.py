@@ -169,6 +169,26 @@ def test_force_searches_again_and_forgets_the_old_times(store: Store, tune: Any)
     assert missing_binaries(store, DRIVER) == []
 
 
+@pytest.mark.parametrize("stop", [1, 2, 5, 9, 20])
+def test_a_forced_run_that_is_interrupted_costs_no_choice(
+    store: Store, tune: Any, stop: int
+) -> None:
+    """Ctrl-C after any trial leaves what was chosen, or what is as good, and work to go on with."""
+    tune(Synthetic())
+    before = best_times(store)
+
+    def interrupt(trials: list[Any]) -> None:
+        if len(trials) == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(Synthetic(before=interrupt), force=True)
+    after = best_times(store)
+    assert request_seconds(after) <= request_seconds(before) * (1 + 1e-9)
+    assert missing_binaries(store, DRIVER) == []
+    assert undone(store, DRIVER, USES, FEW, FREE) == list(USES)
+
+
 def test_a_second_run_tries_nothing_that_was_tried(store: Store, tune: Any) -> None:
     tune(Synthetic(failing=0.3), level=FEW)
     first = {(row.workload, row.config) for row in store.trials()}
@@ -223,6 +243,22 @@ def test_done_is_what_got_its_levels_time(store: Store, tune: Any, monkeypatch: 
 def test_a_run_over_some_kernels_marks_only_those(store: Store, tune: Any) -> None:
     tune(Synthetic(), USES[:2], level=FAST)
     assert undone(store, DRIVER, USES, FAST, FREE) == list(USES[2:])
+
+
+@pytest.mark.parametrize("seed", [1, 2, 7])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_over_some_kernels_keeps_groups_whole(
+    store: Store, tune: Any, seed: int, force: bool
+) -> None:
+    """A layout is no good in which another reader of the same weight was never tried."""
+    tune(Synthetic(seed=seed))
+    some = [use for use in USES if use.workload.op == "gemv"]
+    others = [use for use in USES if use not in some]
+    wide = Level("wide", 3, None, 40)
+    tune(Synthetic(seed=seed), some, level=wide, others=others, force=force)
+    assert split_groups(store, DRIVER, USES) == []
+    assert missing_binaries(store, DRIVER) == []
+    assert undone(store, DRIVER, USES, wide, FREE) == others
 
 
 def test_a_request_for_images_is_a_choice_of_its_own(store: Store, tune: Any) -> None:
