@@ -50,6 +50,8 @@ def command(
         speeds = [measure_prefill(engine, prompt, repeats)] if prompt else []
         speeds += [measure_decode(engine, tokens, repeats)] if tokens else []
         rows = [_row(engine, speed) for speed in speeds]
+        if not variant:
+            _keep(engine, rows)
     if as_json or form == "json":
         print_json(rows)
     elif form == "csv":
@@ -79,6 +81,18 @@ def _row(engine: Engine, speed: Speed) -> dict[str, Any]:
         "tuned": engine.tuned,
         "version": __version__,
     }
+
+
+def _keep(engine: Engine, rows: list[dict[str, Any]]) -> None:
+    """Note the speeds: the device that is quickest for a model is its default."""
+    from ..inference.devices import note_speed
+
+    speeds = {row["test"][:2]: row["tok_s_mean"] for row in rows}
+    if "tg" in speeds:
+        note_speed(
+            engine.store, engine.device.driver_key, engine.config, speeds["tg"],
+            speeds.get("pp"), tuned=engine.tuned,
+        )  # fmt: skip
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..errors import DeviceError
 from .common import print_json, shared
 
 FIELDS = (
@@ -35,7 +36,7 @@ def command(device: str | None, cache: Any, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        click.echo(NO_DEVICE)
+        raise DeviceError(NO_DEVICE)
     else:
         for row in rows:
             _show(row)

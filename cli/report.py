@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -52,7 +53,8 @@ def command(
 def _default_files(device: str | None) -> list[Path]:
     from ..cache.paths import cache_file, cache_folder
 
-    if device is not None:
+    device = device or os.environ.get("CLKILN_DEVICE")
+    if device:
         from ..runtime.device import select_device
 
         info = select_device(device).info

@@ -105,7 +105,7 @@ def _result(engine: Engine, completion: Completion, startup: float) -> dict[str,
         "timing": {
             "startup_s": startup,
             "first_token_s": startup + (timing["first_token_s"] or 0.0),
-            "load_s": runner.load_times.weights,
+            "load_s": runner.weights_seconds,
             "program_load_s": counts.seconds,
             "slowest_first_launch_s": max(runner.planner.first_launches.values(), default=0.0),
             "prefill_tok_s": timing["prefill_tok_s"],
@@ -134,7 +134,7 @@ def _explain(engine: Engine, completion: Completion, startup: float) -> None:
     for line in engine.fallbacks():
         note(f"fallback:   {line}")
     note(
-        f"start:      {startup:.2f} s, of which weights {runner.load_times.weights:.2f} s; "
+        f"start:      {startup:.2f} s, of which weights {runner.weights_seconds:.2f} s; "
         f"first token after {startup + (timing['first_token_s'] or 0):.2f} s"
     )
     note(

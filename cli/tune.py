@@ -157,8 +157,7 @@ class Job:
 
     def _speeds(self, result: TuneResult) -> dict[str, float | None]:
         """Decode and prefill tokens per second with the safe defaults and with what was found."""
-        from ..cache.codec import now
-        from ..inference.devices import speed_fact
+        from ..inference.devices import note_speed
 
         before: tuple[float | None, float | None] = (None, None)
         after = before
@@ -170,11 +169,10 @@ class Job:
                 before = self._speed(default)
         except ClkilnError as error:
             warn(f"tuned, but the whole model could not be measured: {error}")
-        if after[0] is not None and not self.variants.default and not self.variants.by_op:
-            fact = {"decode_tok_s": after[0], "prefill_tok_s": after[1], "tuned": True,
-                    "model": self.config.name, "measured": now()}  # fmt: skip
+        decode, prefill = after
+        if decode is not None and not str(self.variants):
             driver = self.device.info.driver_key
-            self.store.set_fact(speed_fact(self.config.digest), fact, driver=driver)
+            note_speed(self.store, driver, self.config, decode, prefill, tuned=True)
         return {
             "decode_before": before[0],
             "decode_after": after[0],
@@ -254,10 +252,9 @@ def _print_summary(summary: dict[str, Any], following: str) -> None:
     click.echo(
         f"tuned {summary['kernels']} kernels in {seconds:.0f} s ({trials} trials): "
         f"decode {rate(summary['decode_before'])} -> {rate(summary['decode_after'])} tokens/s, "
-        f"prefill {rate(summary['prefill_before'])} -> {rate(summary['prefill_after'])} tokens/s"
+        f"prefill {rate(summary['prefill_before'])} -> {rate(summary['prefill_after'])} tokens/s; "
+        f"kept in {summary['cache_file']}; next: {following}"
     )
-    click.echo(f"kept in {summary['cache_file']}")
-    click.echo(f"next: {following}")
 
 
 def _dry_run(

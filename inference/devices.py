@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..cache.codec import now
 from ..cache.paths import cache_file
 from ..cache.store import Store
 from ..errors import CacheError
@@ -14,11 +15,32 @@ from ..runtime.device import (
     select_device,
     selector_from_environment,
 )
+from .config import ModelConfig
 
 
 def speed_fact(digest: str) -> str:
     """Name of the fact that keeps a model's measured speed on a device."""
     return f"speed:{digest}"
+
+
+def note_speed(
+    store: Store,
+    driver: str,
+    config: ModelConfig,
+    decode: float,
+    prefill: float | None,
+    *,
+    tuned: bool,
+) -> None:
+    """Keep a model's measured speed (tokens per second) on a device, for :func:`choose_device`."""
+    fact = {
+        "model": config.name,
+        "decode_tok_s": decode,
+        "prefill_tok_s": prefill,
+        "tuned": tuned,
+        "measured": now(),
+    }
+    store.set_fact(speed_fact(config.digest), fact, driver=driver)
 
 
 def choose_device(

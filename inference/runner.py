@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,14 +25,6 @@ NOT_FINITE, ALL_EQUAL = 1, 2
 KV_DTYPES = {"f16": np.float16, "f32": np.float32}
 #: Half as many bytes cost up to 2e-3 of the logits (relative L2, SmolLM2-135M), so not by default.
 DEFAULT_KV = "f32"
-
-
-@dataclass
-class LoadTimes:
-    """Seconds of a start, by part."""
-
-    weights: float = 0.0
-    parts: dict[str, float] = field(default_factory=dict)
 
 
 class Runner:
@@ -59,7 +50,8 @@ class Runner:
         self.weights, self.kv, self.length, self.capacity = weights, kv, 0, 0
         self.graph = Graph(config, weights, kv)
         self.planner = Planner(context, loader, chooser, ResidentWeights(context, weights), warn)
-        self.load_times = LoadTimes()
+        #: Seconds that packing and uploading the weights took.
+        self.weights_seconds = 0.0
         self._plans: dict[tuple[int, int], Plan] = {}
         self._rows = 1
         self._load()
@@ -146,12 +138,15 @@ class Runner:
 
     def _load(self) -> None:
         """Choose for decoding, allocate, load programs and weights."""
-        steps = [*self.graph.body(1, context_bucket(1)), *self.graph.head()]
+        ctx = context_bucket(1)
+        steps = [*self.graph.body(1, ctx), *self.graph.head()]
         choices = self.planner.resolve(steps)
+        # Prefill is only chosen now: what this device can't run is said before anything is there.
+        self.planner.resolve(step for m in TOKENS for step in self.graph.body(m, ctx))
         start = time.perf_counter()
         self.planner.resident.upload(_weights(steps))
         self._vectors(steps)
-        self.load_times.weights = time.perf_counter() - start
+        self.weights_seconds = time.perf_counter() - start
         tensors, c = self.planner.tensors, self.config
         for name, shape, dtype in (
             ("state", 4, np.int32),

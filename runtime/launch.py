@@ -44,11 +44,14 @@ class Launch:
         self._bind()
 
     def _bind(self) -> None:
-        kernel = self._kernel
+        """Set what differs from the launch before: layers share all but weights and caches."""
+        kernel, before = self._kernel, self.program.bound
         self.program.bound = None  # until all are set: half of ours among another launch's
+        held = before.tensors if isinstance(before, Launch) else (None,) * len(self.tensors)
         try:
             for index, tensor in enumerate(self.tensors):
-                kernel.set_arg(index, tensor.handle)
+                if tensor is not held[index]:
+                    kernel.set_arg(index, tensor.handle)
         except cl.Error as error:
             raise LaunchError(f"{self.program.label}: bad arguments: {error}") from error
         self.program.bound = self

@@ -158,8 +158,15 @@ class Worker:
         self._log.seek(0)
         lines = self._log.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
         end = f": {lines[-1]}" if lines else ""
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        name = f"exit code {code}" if code >= 0 else _signal_name(-code)
         return f"{name}{end}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def _pump(stream: BinaryIO, answers: queue.Queue[tuple[dict[str, Any], bytes] | None]) -> None:

@@ -26,6 +26,8 @@ ROOF_TRIALS = 5
 #: Share of the time that goes into timing leaders again (of a fixed time where there is no limit).
 CONFIRM_SHARE, CONFIRM_SECONDS = 0.25, 120.0
 CONFIRM_ROUNDS, CONFIRM_LEADERS = 3, 2
+#: Trials in a row without a gain after which progress counts a kernel as done.
+SETTLED = 4
 #: What a trial takes on the devices measured, nearly all of it compiling; for estimates only.
 SECONDS_PER_TRIAL = 0.5
 #: Most promising task first, but a workload within this share of its roof is done.
@@ -34,7 +36,11 @@ NEAR_ROOF = 0.97
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. ``speedup`` is default over best, over all kernels with both known."""
+    """How far a run is.
+
+    ``kernels_done``: nothing is left to try, or nothing was gained for some time. ``speedup`` is
+    default over best, over all kernels with both known.
+    """
 
     trials: int
     kernels_done: int
@@ -110,13 +116,13 @@ class TuningRun:
             try:
                 self._roofs(worker)
                 self._baseline(worker)
-                self._search(worker)
+                finished = self._search(worker)
                 self._confirm(worker)
                 self._settle(worker)
             finally:
                 self.result.restarts = worker.restarts
                 self.result.seconds = time.monotonic() - self._start
-        if self.budget == self.level.seconds:
+        if finished or self.budget == self.level.seconds:
             for group in self.groups:
                 self.record.write_group(group, complete=True)
             self.record.mark_done(self.tasks, self.level)
@@ -142,17 +148,19 @@ class TuningRun:
                 if task.search.is_new(config):
                     self._try(worker, task, config)
 
-    def _search(self, worker: Worker) -> None:
+    def _search(self, worker: Worker) -> bool:
+        """Trial after trial where most is to be gained; True if nothing was left to try."""
         while not self._time_over(1 - CONFIRM_SHARE):
             if (gap := self._gap()) is not None:
                 self._try(worker, *gap)
                 continue
             open_tasks = [task for task in self.tasks if self._open(task)]
             if not open_tasks:
-                return
+                return True
             task = max(open_tasks, key=lambda t: (t.promise(self.roof), str(t.workload)))
             if not self._next(worker, task):
                 task.exhausted = True
+        return False
 
     def _confirm(self, worker: Worker) -> None:
         """Time the leaders again, in turns with each other and the default, costliest first.
@@ -285,7 +293,7 @@ class TuningRun:
         seconds = time.monotonic() - self._start
         return Progress(
             trials=self.result.trials,
-            kernels_done=len(tasks),
+            kernels_done=sum(t.idle >= SETTLED or not self._open(t) for t in tasks),
             kernels=len(self.tasks),
             speedup=default / best if best else 1.0,
             roof_share=floor / best if best and floor else None,

@@ -68,8 +68,8 @@ def test_devices_where_there_is_none(call: Call, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("clkiln.runtime.device.list_devices", list)
     assert json.loads(call("devices", "--json").out) == []
     result = call("devices")
-    assert result.code == 0
-    assert "pip install 'clkiln[pocl]'" in result.out
+    assert result.code == 1 and not result.out
+    assert "pip install 'clkiln[pocl]'" in result.err
 
 
 # -- cache -----------------------------------------------------------------------------------------

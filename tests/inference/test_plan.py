@@ -163,7 +163,7 @@ def test_parameters_outside_the_space_are_no_parameters(config: Config, data: An
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("asked", product(("", "buffer", "image"), repeat=3))
+@pytest.mark.parametrize("asked", list(product(("", "buffer", "image"), repeat=3)))
 def test_readers_of_one_weight_get_one_kind(asked: tuple[str, ...], tied: bool) -> None:
     by_op = {
         op: kind for op, kind in zip(("gemv", "gemm", "embedding"), asked, strict=True) if kind
