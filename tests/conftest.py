@@ -8,6 +8,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples at every run: a failure is the change's, and not the day's.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
 
 _FOLDER = pytest.StashKey[Path]()
 
