@@ -55,7 +55,7 @@ class GemmSpec(LinearSpec):
 
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
         variant, values = self.layout_values(workload, limits, layout)
-        tokens = 1 if workload.size("m") < 4 else 4
+        tokens = next(size for size in (8, 4, 1) if size <= workload.size("m"))
         config = Config.of(variant, **values, TM=tokens, TN=1, LX=1, LY=1)
         if limits.type == "cpu":
             return config
@@ -67,9 +67,9 @@ class GemmSpec(LinearSpec):
         safe = self.safe(workload, limits)
         ideas: tuple[dict[str, Value], ...]
         if limits.type == "cpu":
-            ideas = ({"TM": 8}, {"TM": 6, "TN": 2}, {"TM": 12}, {"TM": 8, "LX": 8, "LY": 2})
+            ideas = ({"TM": 12}, {"TM": 6, "TN": 2}, {"LX": 8, "LY": 2}, {"TM": 4})
         else:
-            ideas = ({"TM": 8, "LX": 4, "LY": 16}, {"TM": 8, "LX": 8, "LY": 8}, {"R": 8, "TM": 8})
+            ideas = ({"LX": 4, "LY": 16}, {"LX": 8, "LY": 8}, {"R": 8}, {"TM": 4})
         return safe, *(safe.replace(**idea) for idea in ideas)
 
     def kernel(self, workload: Workload, config: Config) -> str:

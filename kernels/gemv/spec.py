@@ -46,7 +46,12 @@ class GemvSpec(LinearSpec):
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
         variant, values = self.layout_values(workload, limits, layout)
         split = 1
-        if limits.type != "cpu" and layout is None:
+        if limits.type == "cpu":
+            # Sums of four groups don't wait for each other; too few rows had better spread.
+            wide = Config.of(variant, **values, LX=1, KS=1, G=4, U=1)
+            if self._tiles(workload, wide) >= 4 * limits.compute_units:
+                return wide
+        elif layout is None:
             blocks = -(-workload.size("k") // 32)
             split = 1 << min(16, limits.max_work_group_size, blocks).bit_length() - 1
         config = Config.of(variant, **values, LX=1, KS=split, G=1, U=1)
@@ -55,11 +60,11 @@ class GemvSpec(LinearSpec):
         return Config.of(variant, **values, LX=1, KS=1, G=1, U=1)
 
     def starts(self, workload: Workload, limits: DeviceLimits) -> tuple[Config, ...]:
-        """Several row groups to a work-item first: their sums don't wait for each other."""
+        """Other splits of rows and columns than the safe one, by what kind of device it is."""
         safe = self.safe(workload, limits)
         ideas: tuple[dict[str, Value], ...]
         if limits.type == "cpu":
-            ideas = ({"G": 4}, {"G": 4, "U": 16}, {"G": 2, "U": 16}, {"R": 8, "G": 4})
+            ideas = ({"G": 4, "U": 16}, {"G": 2, "U": 16}, {"G": 1}, {"R": 8, "G": 4})
         else:
             ideas = ({"LX": 8, "KS": 16}, {"R": 8, "LX": 4, "KS": 32}, {"R": 16, "KS": 32})
         return safe, *(safe.replace(**idea) for idea in ideas)
