@@ -21,7 +21,7 @@ from .types import (
 from .weights import BLOCK_BYTES, Layout, Matrix, pack
 
 #: Texels to a row of a folded image.
-WIDTHS = (2048, 8192, 16384)
+WIDTHS = (2048, 8192)
 
 
 class WeightSpec(KernelSpec):

@@ -82,6 +82,7 @@ def test_options_change_the_result(tmp_path: Path) -> None:
         assert not any(np.allclose(result, other) for other in results[:n])
 
 
+@pytest.mark.long
 @pytest.mark.skipif("CLKILN_TEST_MODEL" not in os.environ, reason="needs the real model")
 def test_the_real_model_knows_the_capital_of_france() -> None:
     path = os.environ["CLKILN_TEST_MODEL"]
