@@ -8,19 +8,18 @@ a model that loads computes what its file says.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NoReturn, TypeGuard
+from typing import NoReturn, TypeGuard
 
 from ..errors import ModelError, UnsupportedModel
 from .gguf import GGUFFile, TensorInfo
+from .rope import Rope, RopeScaling, RopeStyle, yarn_attention_factor
 
 #: Element types of linear weights and of the embedding that there are kernels for.
 SUPPORTED_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")
 #: Element types of norms, biases and rotary factors.
 VECTOR_TYPES = ("f32", "f16")
-
-RopeStyle = Literal["interleaved", "half"]
 
 #: Architecture -> which elements the rotary embedding pairs: neighbours (2i, 2i+1), as llama's
 #: query and key rows are permuted when a GGUF is written, or the two halves (i, i + dim/2).
@@ -37,7 +36,10 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
     "logit_scale": (0, 1),
     "embedding_scale": (0, 1),
     "residual_scale": (0, 1),
-    "rope.scaling.attn_factor": (0, 1),
+    "rope.dimension_sections": (0,),
+    "rope.scaling.alpha": (0, 1),
+    "rope.scaling.yarn_ext_factor": (-1,),
+    "rope.scaling.yarn_log_multiplier": (0,),
     "use_parallel_residual": (0,),
 }
 
@@ -50,8 +52,8 @@ _ROPE_FACTORS = "rope_freqs.weight"
 class ModelConfig:
     """Sizes and constants of a decoder. A linear weight's shape is (outputs, inputs).
 
-    ``rope_scale`` divides positions (linear scaling; 1 is none), ``rope_factors`` says that
-    ``rope_freqs.weight`` (``[rope_dim / 2]``, f32) divides the frequencies as well.
+    ``qk_norm``: each head of q and of k goes through an RMSNorm of its own before the rotary
+    embedding. ``qkv_bias`` and ``output_bias``: the attention's input and output layers add one.
     ``temperature``, ``top_k`` and ``top_p`` are the file's own sampling defaults, or None.
     """
 
@@ -65,14 +67,12 @@ class ModelConfig:
     head_dim: int
     vocab: int
     context_length: int
-    rope_theta: float
-    rope_style: RopeStyle
-    rope_dim: int
-    rope_scale: float
-    rope_factors: bool
+    rope: Rope
     rms_eps: float
     tied: bool
     qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -121,14 +121,12 @@ class _Builder:
             head_dim=head_dim,
             vocab=self.vocab(),
             context_length=self.size("context_length"),
-            rope_theta=self.number("rope.freq_base", 10000.0),
-            rope_style=_ROPE_STYLES[self.architecture],
-            rope_dim=self.size("rope.dimension_count", head_dim),
-            rope_scale=self.rope_scale(),
-            rope_factors=_ROPE_FACTORS in tensors,
+            rope=self.rope(head_dim),
             rms_eps=self.number("attention.layer_norm_rms_epsilon"),
             tied="output.weight" not in tensors,
             qkv_bias="blk.0.attn_q.bias" in tensors,
+            output_bias="blk.0.attn_output.bias" in tensors,
+            qk_norm=False,
             temperature=self.default("temp"),
             top_k=None if (top_k := self.default("top_k")) is None else int(top_k),
             top_p=self.default("top_p"),
@@ -206,18 +204,40 @@ class _Builder:
             self.wrong(f"{len(tokens)} tokens, but {embedding.shape[0]} rows of token_embd.weight")
         return embedding.shape[0]
 
-    def rope_scale(self) -> float:
+    def rope(self, head_dim: int) -> Rope:
+        kind, factor = self.rope_scaling()
+        attention = self.factor("rope.scaling.attn_factor", 1.0)
+        yarn = {}
+        if kind == "yarn":
+            attention *= yarn_attention_factor(factor)
+            attention *= self.factor("rope.scaling.yarn_attn_factor", 1.0)
+            for end, default in (("fast", 32.0), ("slow", 1.0)):
+                yarn[f"beta_{end}"] = self.number(f"rope.scaling.yarn_beta_{end}", default)
+        trained = self.size("rope.scaling.original_context_length", self.size("context_length"))
+        return Rope(
+            theta=self.number("rope.freq_base", 10000.0),
+            dim=self.size("rope.dimension_count", head_dim),
+            style=_ROPE_STYLES[self.architecture],
+            scaling=kind,
+            factor=factor,
+            original_context=trained,
+            attention_factor=attention,
+            file_factors=_ROPE_FACTORS in self.file.tensors,
+            **yarn,
+        )
+
+    def rope_scaling(self) -> tuple[RopeScaling, float]:
+        """How the file stretches the context, and by how much. Llama 3's way is in its factors."""
         kind = self.file.metadata.get(self.key("rope.scaling.type"), "linear")
-        if kind not in ("none", "linear"):
-            self.unsupported(f"rotary scaling {kind!r}; clkiln has none and linear")
-        old = self.file.metadata.get(self.key("rope.scale_linear"), 1.0)
-        factor = self.file.metadata.get(self.key("rope.scaling.factor"), old)
-        # Converters write 0 for "none".
-        if kind == "none" or (_is_number(factor) and factor == 0):
-            return 1.0
-        if not _is_number(factor) or not math.isfinite(factor) or factor < 0:
-            self.wrong(f"the rotary scaling factor is {factor!r}")
-        return float(factor)
+        if kind not in ("none", "linear", "yarn"):
+            self.unsupported(f"rotary scaling {kind!r}; clkiln has none, linear and yarn")
+        factor = self.factor("rope.scaling.factor", self.factor("rope.scale_linear", 1.0))
+        return ("none", 1.0) if kind == "none" or factor == 1 else (kind, factor)
+
+    def factor(self, name: str, default: float) -> float:
+        """A positive number; converters write 0 for "none", which is 1."""
+        value = self.file.metadata.get(self.key(name), default)
+        return 1.0 if _is_number(value) and value == 0 else self.number(name, default)
 
     # -- checks ------------------------------------------------------------------------------
 
@@ -236,8 +256,8 @@ class _Builder:
             self.wrong(f"{config.n_heads} heads over {config.n_kv_heads} key-value heads")
         if config.head_dim % 2:
             self.unsupported(f"heads of {config.head_dim} values; clkiln has even lengths")
-        if config.rope_dim % 2 or config.rope_dim > config.head_dim:
-            self.wrong(f"{config.rope_dim} rotary dimensions in heads of {config.head_dim}")
+        if config.rope.dim % 2 or config.rope.dim > config.head_dim:
+            self.wrong(f"{config.rope.dim} rotary dimensions in heads of {config.head_dim}")
         scale = self.option("attention.scale")
         natural = 1 / math.sqrt(config.head_dim)
         if scale != 0 and not math.isclose(scale, natural, rel_tol=1e-6):
@@ -272,9 +292,9 @@ def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "output_norm.weight", (hidden,)
     if not config.tied:
         yield "output.weight", (config.vocab, hidden)
-    if config.rope_factors:
-        yield _ROPE_FACTORS, (config.rope_dim // 2,)
-    layer: Mapping[str, tuple[int, ...]] = {
+    if config.rope.file_factors:
+        yield _ROPE_FACTORS, (config.rope.dim // 2,)
+    layer: dict[str, tuple[int, ...]] = {
         "attn_norm.weight": (hidden,),
         "attn_q.weight": (q_dim, hidden),
         "attn_k.weight": (kv_dim, hidden),
@@ -285,9 +305,12 @@ def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         "ffn_up.weight": (inner, hidden),
         "ffn_down.weight": (hidden, inner),
     }
-    biases = {"attn_q.bias": (q_dim,), "attn_k.bias": (kv_dim,), "attn_v.bias": (kv_dim,)}
+    if config.qkv_bias:
+        layer |= {"attn_q.bias": (q_dim,), "attn_k.bias": (kv_dim,), "attn_v.bias": (kv_dim,)}
+    if config.output_bias:
+        layer |= {"attn_output.bias": (hidden,)}
+    if config.qk_norm:
+        layer |= {f"attn_{part}_norm.weight": (config.head_dim,) for part in "qk"}
     for index in range(config.n_layers):
         for name, shape in layer.items():
-            yield f"blk.{index}.{name}", shape
-        for name, shape in biases.items() if config.qkv_bias else ():
             yield f"blk.{index}.{name}", shape

@@ -79,7 +79,8 @@ class Graph:
     def _linear(
         self, name: str, m: int, *, n: int, k: int, x: str, y: str, fuse: str = "none"
     ) -> Step:
-        bias = name.endswith(".qkv") and self.config.qkv_bias
+        biases = {"qkv": self.config.qkv_bias, "attn_output": self.config.output_bias}
+        bias = biases.get(name.rpartition(".")[2], False)
         items: dict[str, int | str] = {"n": n, "k": k, "w": self.weights.dtype(name), "fuse": fuse}
         items["bias"] = "yes" if bias else "no"
         tensors = {"w": name, "x": x, "y": y, "bias": f"{name}.bias", "state": "state"}
@@ -94,7 +95,7 @@ class Graph:
         yield self._norm(f"{layer}.attn_norm", m)
         yield self._linear(f"{layer}.qkv", m, n=c.q_dim + 2 * c.kv_dim, k=c.hidden, x="h", y="qkv")
         rope = Workload.of(
-            "rope", **heads, rope_dim=c.rope_dim, style=c.rope_style, kv=self.kv, m=m,
+            "rope", **heads, rope_dim=c.rope.dim, style=c.rope.style, kv=self.kv, m=m,
             ctx=context_bucket(m),
         )  # fmt: skip
         yield Step(rope, {**caches, "table": "rope_table", "qkv": "qkv"})

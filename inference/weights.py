@@ -49,14 +49,7 @@ class Weights:
         )
 
     def rope_table(self, positions: int) -> Array:
-        """float32 ``[positions, rope_dim / 2, 2]``: cosine and sine of each position's angles.
-
-        Angles are computed in float64: Su et al., "RoFormer" (2021), equation 15, with positions
-        divided by the linear scale and frequencies by the file's own factors, if any.
-        """
-        c = self.config
-        frequencies = c.rope_theta ** -(np.arange(0, c.rope_dim, 2) / c.rope_dim)
-        if c.rope_factors:
-            frequencies = frequencies / self.file.raw("rope_freqs.weight").astype(np.float64)
-        angles = np.outer(np.arange(positions) / c.rope_scale, frequencies)
-        return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+        """float32 ``[positions, rope.dim / 2, 2]``: see :meth:`~.rope.Rope.table`."""
+        rope = self.config.rope
+        factors = self.file.raw("rope_freqs.weight") if rope.file_factors else None
+        return rope.table(positions, factors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from clk_models import write_model
 from clkiln.errors import ModelError, UnsupportedModel
 from clkiln.inference.config import SUPPORTED_TYPES, ModelConfig, tensor_shapes
 from clkiln.inference.gguf import GGUFFile
+from clkiln.inference.rope import Rope
 
 
 def config(path: Path, **options: Any) -> ModelConfig:
@@ -35,11 +37,11 @@ def test_sizes_and_style(tmp_path: Path, architecture: Any, style: str, tied: bo
         rope_theta=5e5,
         tied=tied,
     )
-    assert (found.architecture, found.name, found.rope_style) == (architecture, "random", style)
+    assert (found.architecture, found.name, found.rope.style) == (architecture, "random", style)
     assert (found.n_layers, found.hidden, found.intermediate) == (3, 64, 96)
     assert (found.n_heads, found.n_kv_heads, found.head_dim) == (4, 2, 32)
     assert (found.q_dim, found.kv_dim, found.vocab, found.context_length) == (128, 64, 300, 777)
-    assert (found.rope_theta, found.rope_dim, found.rope_scale) == (5e5, 32, 1.0)
+    assert (found.rope.theta, found.rope.dim, found.rope.scaling) == (5e5, 32, "none")
     assert found.rms_eps == pytest.approx(1e-5)
     assert (found.tied, found.qkv_bias) == (tied, architecture == "qwen2")
     assert (found.temperature, found.top_k, found.top_p) == (None, None, None)
@@ -49,8 +51,9 @@ def test_defaults_where_the_file_is_silent(tmp_path: Path) -> None:
     silent = ("attention.key_length", "attention.value_length", "attention.head_count_kv")
     silent += ("rope.freq_base", "rope.dimension_count")
     gone: dict[str, Any] = {f"llama.{name}": None for name in silent}
+    plain = Rope(theta=1e4, dim=16, style="interleaved", original_context=512)
     found = config(tmp_path, kv_heads=6, metadata=gone)
-    assert (found.head_dim, found.n_kv_heads, found.rope_theta, found.rope_dim) == (16, 6, 1e4, 16)
+    assert (found.head_dim, found.n_kv_heads, found.rope) == (16, 6, plain)
 
 
 @pytest.mark.parametrize("dtype", SUPPORTED_TYPES)
@@ -58,12 +61,24 @@ def test_every_supported_type_loads(tmp_path: Path, dtype: str) -> None:
     assert config(tmp_path, dtype=dtype).vocab == 515
 
 
-def test_rotary_factors_and_linear_scaling(tmp_path: Path) -> None:
-    assert config(tmp_path, rope_factors=True).rope_factors
-    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    assert config(tmp_path, metadata=linear).rope_scale == 4.0
-    none = {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}
-    assert config(tmp_path, metadata=none).rope_scale == 1.0
+def test_rotary_factors_and_scaling(tmp_path: Path) -> None:
+    def rope(kind: str | None, **options: float) -> Rope:
+        scaling = {f"llama.rope.scaling.{key}": value for key, value in options.items()}
+        return config(tmp_path, metadata={"llama.rope.scaling.type": kind, **scaling}).rope
+
+    assert config(tmp_path, rope_factors=True).rope.file_factors
+    for kind in (None, "linear"):  # a factor without a type is linear
+        assert (rope(kind, factor=4.0).scaling, rope(kind, factor=4.0).factor) == ("linear", 4)
+        assert rope(kind, factor=4.0).attention_factor == 1
+    for kind, factor in (("none", 4.0), ("linear", 0.0), ("linear", 1.0), ("yarn", 1.0)):
+        assert (rope(kind, factor=factor).scaling, rope(kind, factor=factor).factor) == ("none", 1)
+    yarn = rope("yarn", factor=4.0, original_context_length=128, yarn_beta_fast=16.0)
+    assert (yarn.scaling, yarn.factor, yarn.original_context) == ("yarn", 4.0, 128)
+    assert (yarn.beta_fast, yarn.beta_slow) == (16, 1)
+    assert yarn.attention_factor == pytest.approx(1 + 0.1 * math.log(4))
+    yarn = rope("yarn", factor=4.0, attn_factor=0.5, yarn_attn_factor=3.0)
+    assert yarn.original_context == 512
+    assert yarn.attention_factor == pytest.approx(1.5 * (1 + 0.1 * math.log(4)))
 
 
 def test_sampling_defaults(tmp_path: Path) -> None:
@@ -88,7 +103,9 @@ def test_one_count_for_each_layer(tmp_path: Path) -> None:
         ({"general.architecture": "mamba"}, "architecture 'mamba'; clkiln has llama, qwen2"),
         ({"llama.expert_count": 8}, "expert_count = 8"),
         ({"llama.attention.sliding_window": 128}, "sliding-window .* 128 tokens"),
-        ({"llama.rope.scaling.type": "yarn"}, "rotary scaling 'yarn'"),
+        ({"llama.rope.scaling.type": "longrope"}, "rotary scaling 'longrope'"),
+        ({"llama.rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier = 0.1"),
+        ({"llama.rope.dimension_sections": [8, 4, 4]}, "dimension_sections"),
         ({"llama.logit_scale": 8.0}, "logit_scale = 8"),
         ({"llama.attention.scale": 0.5}, "attention.scale = 0.5"),
         ({"llama.attention.causal": False}, "attention.causal = False"),
@@ -127,7 +144,7 @@ def test_neutral_values_of_those_options_are_fine(tmp_path: Path) -> None:
         ({"llama.context_length": "long"}, "context_length is 'long'"),
         ({"llama.rope.freq_base": float("inf")}, "freq_base is inf"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is None"),
-        ({"llama.rope.scaling.factor": -1.0}, "scaling factor is -1"),
+        ({"llama.rope.scaling.factor": -1.0}, "scaling.factor is -1"),
         ({"tokenizer.ggml.tokens": ["a"]}, "1 tokens, but 515 rows"),
     ],
 )

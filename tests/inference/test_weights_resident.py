@@ -83,9 +83,9 @@ def test_the_rotary_table(name: str) -> None:
     c = own.config
     for position in (0, 1, 13, positions - 1):
         row = own.rope_table(positions)[position]
-        for pair in range(c.rope_dim // 2):
-            frequency = c.rope_theta ** (-2 * pair / c.rope_dim)
-            if c.rope_factors:
+        for pair in range(c.rope.dim // 2):
+            frequency = c.rope.theta ** (-2 * pair / c.rope.dim)
+            if c.rope.file_factors:
                 frequency /= float(tensors(clk_engine.model(name))["rope_freqs.weight"][pair])
             angle = position * frequency
             assert np.allclose(row[pair], (np.cos(angle), np.sin(angle)), rtol=0, atol=1e-7)
