@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .api import TuneSummary as TuneSummary
+    from .api import tune as tune
     from .errors import ClkilnError as ClkilnError
     from .inference.engine import Completion as Completion
     from .inference.engine import Engine as Engine
@@ -15,8 +17,10 @@ _LAZY = {
     "ClkilnError": ("errors", "ClkilnError"),
     "Engine": ("inference.engine", "Engine"),
     "Completion": ("inference.engine", "Completion"),
+    "TuneSummary": ("api", "TuneSummary"),
+    "tune": ("api", "tune"),
 }
-__all__ = ["ClkilnError", "Completion", "Engine", "__version__"]
+__all__ = ["ClkilnError", "Completion", "Engine", "TuneSummary", "__version__", "tune"]
 
 
 def __getattr__(name: str) -> Any:

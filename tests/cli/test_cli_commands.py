@@ -260,9 +260,9 @@ def test_tune_then_run_what_it_says(call: Call, model: Path, device: str, tmp_pa
     first = call(*arguments)
     assert first.code == 0
     assert re.search(r"^tuned 1 kernels in \d+ s \(\d+ trials\): decode", first.out)
-    assert f"kept in {cache}\n" in first.out
+    assert f"kept in {cache}; next: clkiln run " in first.out
     assert call(*arguments).out.startswith("nothing to do: all 1 kernels")
-    following = shlex.split(first.out.splitlines()[-1].removeprefix("next: "))
+    following = shlex.split(first.out.partition("; next: ")[2])
     assert following[:2] == ["clkiln", "run"]
     answer = call(*following[1:], "-n", 2, "--json")
     untuned = {line.split()[0] for line in json.loads(answer.out)["fallbacks"]}

@@ -1,0 +1,322 @@
+"""Tuning as a library call: :func:`tune`, which the command line's ``tune`` is a face of.
+
+::
+
+    import clkiln
+
+    summary = clkiln.tune("smollm2-135m", level="fast")
+    print(summary.decode_before, "->", summary.decode_after, "tokens/s")
+
+A layer of its own between ``cli`` and the rooms in the middle: a tuning run takes the workloads of
+``inference``, the search of ``tuner`` and an engine to measure before and after, and those two
+rooms don't know each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .cache.paths import cache_file
+from .cache.rows import RunRow
+from .cache.store import Store
+from .errors import ClkilnError, UsageError
+from .inference.catalog import resolve
+from .inference.choose import together
+from .inference.config import ModelConfig
+from .inference.devices import choose_device, note_speed
+from .inference.gguf import GGUFFile
+from .inference.graph import Graph, uses
+from .inference.runner import DEFAULT_KV
+from .inference.weights import Weights
+from .kernels import SPECS
+from .kernels.variants import VariantRequest
+from .tuner.levels import LEVELS, parse_budget
+from .tuner.record import undone
+from .tuner.session import SECONDS_PER_TRIAL, TuningRun
+
+if TYPE_CHECKING:
+    from .kernels.uses import Use
+    from .runtime.device import Device
+    from .tuner.session import Progress, TuneResult
+
+logger = logging.getLogger(__name__)
+
+#: Tokens and repeats of the measurements before and after.
+DECODE_TOKENS, DECODE_REPEATS = 32, 3
+PREFILL_TOKENS, PREFILL_REPEATS = 256, 2
+
+
+@dataclass(frozen=True)
+class TuneSummary:
+    """What a tuning run did.
+
+    ``seconds`` is the time searched, ``kernels`` the workloads searched (those wanted, where
+    ``already_done`` says that there was nothing left to do), ``trials`` the configurations tried
+    and ``by_status`` how many of them ended how. ``decode_*`` and ``prefill_*`` are tokens per
+    second of the whole model with safe defaults (``before``) and with what is kept now
+    (``after``); None where they were not measured.
+    """
+
+    model: str
+    device: str
+    cache_file: str
+    level: str
+    already_done: bool
+    kernels: int
+    trials: int = 0
+    seconds: float = 0.0
+    by_status: Mapping[str, int] = field(default_factory=dict)
+    decode_before: float | None = None
+    decode_after: float | None = None
+    prefill_before: float | None = None
+    prefill_after: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; where nothing was left to do, without figures of a search."""
+        data = asdict(self)
+        if self.already_done:
+            return {name: data[name] for name in _WITHOUT_SEARCH}
+        return data
+
+
+_WITHOUT_SEARCH = ("model", "device", "cache_file", "level", "already_done", "kernels", "trials")
+
+
+def tune(
+    model: str | Path | None = None,
+    device: str | Device | None = None,
+    cache: str | Path | None = None,
+    *,
+    level: str = "normal",
+    budget: float | str | None = None,
+    kernels: Sequence[str] = (),
+    variant: Sequence[str] = (),
+    force: bool = False,
+    quantize: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> TuneSummary:
+    """Search the best kernels of ``model`` for a device and keep them in its cache file.
+
+    ``model`` is a path or a catalog entry. ``device`` and ``cache`` are as of
+    :meth:`Engine.load <clkiln.inference.engine.Engine.load>`. ``level`` is how long to search:
+    ``fast`` (45 s), ``normal`` (5 min), ``wide`` (30 min) or ``exhaustive``; ``budget``, in
+    seconds or as ``"90s"``, ``"5m"`` or ``"1h"``, ends it sooner. ``kernels`` limits the search to
+    operations (``gemv``, ...), ``variant`` forces where operands lie, as ``--variant`` does.
+    ``force`` searches again what is done already. ``quantize`` is the coding in which float
+    weights are loaded, as of ``Engine.load``.
+
+    ``progress`` is called after every trial with a :class:`~clkiln.tuner.session.Progress`,
+    ``warn`` with each warning as one line (default: the log). What was found is kept whatever ends
+    the call, a ``KeyboardInterrupt`` included; the next call goes on from there.
+
+    Raises :class:`~clkiln.errors.UsageError` for arguments that mean nothing,
+    :class:`~clkiln.errors.ModelError` and its kin for the model's file,
+    :class:`~clkiln.errors.DeviceError`, :class:`~clkiln.errors.CacheError` for a cache file that
+    can't be written, :class:`~clkiln.errors.TuningError` where no trial can be made at all.
+    """
+    with TuningJob(
+        model, device, cache, level=level, budget=budget, kernels=kernels, variant=variant,
+        force=force, quantize=quantize, warn=warn,
+    ) as job:  # fmt: skip
+        return job.run(progress)
+
+
+class TuningJob:
+    """A tuning run before it begins: what is wanted, on which device, kept where.
+
+    Arguments are those of :func:`tune`. Use it as a context manager: the cache file is opened when
+    :attr:`todo` or :meth:`run` need it, and closed at the end.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        device: str | Device | None = None,
+        cache: str | Path | None = None,
+        *,
+        level: str = "normal",
+        budget: float | str | None = None,
+        kernels: Sequence[str] = (),
+        variant: Sequence[str] = (),
+        force: bool = False,
+        quantize: str | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        self._warn, self.force = warn or logger.warning, force
+        if level not in LEVELS:
+            raise UsageError(f"level {level!r}: {', '.join(LEVELS)}")
+        self.level, self.seconds = LEVELS[level], _seconds(budget)
+        asked = VariantRequest.parse(variant)
+        if model is None:
+            raise UsageError("no model: give a path or a catalog entry")
+        if quantize is not None:
+            raise UsageError(f"{model}: quantize={quantize!r} is for weights that are floats")
+        self.path = resolve(str(model))
+        file = GGUFFile.open(self.path)
+        self.config = ModelConfig.from_gguf(file)
+        self.name, tied = self.config.name, self.config.tied
+        graph = Graph(self.config, Weights(file, self.config), DEFAULT_KV)
+        #: All of the model's workloads, and those of them that are wanted.
+        self.uses = uses(graph, self.config.context_length)
+        self.wanted = _only(self.uses, kernels)
+        self.variants = together(asked, tied)
+        lacking = self.variants.lacking(use.workload.op for use in self.wanted)
+        if lacking:
+            kind = self.variants.default
+            self._warn(f"no {kind} variant, tuned as they are: {', '.join(lacking)}")
+        #: The device, and why it was chosen, as a phrase.
+        self.device, self.why = choose_device(device, self.config.digest, self._warn)
+        info = self.device.info
+        self.cache = Path(cache) if cache else cache_file(info.name, info.platform)
+
+    # -- what is to be done ------------------------------------------------------------------------
+
+    @cached_property
+    def store(self) -> Store:
+        """The device's cache file, opened. Raises :class:`~clkiln.errors.CacheError`."""
+        return Store.open(self.cache, warn=self._warn)
+
+    @cached_property
+    def todo(self) -> list[Use]:
+        """What is wanted and was not yet searched to the end at this level."""
+        if self.force:
+            return self.wanted
+        driver = self.device.info.driver_key
+        return undone(self.store, driver, self.wanted, self.level, self.variants)
+
+    def preview(self) -> dict[str, Any]:
+        """What a run would search: workloads, feasible configurations, estimated seconds."""
+        info, rows, total = self.device.info, [], 0
+        for use in self.wanted:
+            spec, kind = SPECS[use.workload.op], self.variants.kind(use.workload.op)
+            feasible = len(spec.feasible(use.workload, info, kind))
+            rows.append({"workload": str(use.workload), "phase": use.phase, "feasible": feasible})
+            total += feasible
+        limits = (self.level.seconds, self.seconds, total * SECONDS_PER_TRIAL)
+        return {
+            "device": info.name,
+            "level": self.level.name,
+            "workloads": rows,
+            "feasible": total,
+            "estimated_s": min(limit for limit in limits if limit is not None),
+        }
+
+    def __enter__(self) -> TuningJob:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if "store" in self.__dict__:
+            self.store.close()
+
+    # -- doing it ----------------------------------------------------------------------------------
+
+    def run(self, progress: Callable[[Progress], None] | None = None) -> TuneSummary:
+        """Search :attr:`todo`, measure the engine before and after, keep and return the figures."""
+        if not self.todo:
+            return self._summary(already_done=True, kernels=len(self.wanted))
+        driver = self.device.info.driver_key
+        row = RunRow(self.name, self.level.name, driver, self.seconds)
+        run_id = self.store.start_run(row)
+        tuning = TuningRun(
+            self.store, self.device.info, self.todo, self.level,
+            others=[use for use in self.uses if use not in self.todo], seconds=self.seconds,
+            force=self.force, variants=self.variants, run=run_id,
+            progress=progress or (lambda now: None),
+        )  # fmt: skip
+        try:
+            result = tuning.run()
+        except BaseException:
+            tuning.result.defaults.clear()
+            self.store.finish_run(run_id, tuning.result.seconds, _figures(tuning.result, {}))
+            raise
+        speeds = self._speeds(result)
+        self.store.finish_run(run_id, result.seconds, _figures(result, speeds))
+        return self._summary(
+            already_done=False, kernels=len(self.todo), seconds=result.seconds,
+            trials=result.trials, by_status=result.by_status, **speeds,
+        )  # fmt: skip
+
+    def _summary(self, **figures: Any) -> TuneSummary:
+        return TuneSummary(
+            model=self.name,
+            device=self.device.info.name,
+            cache_file=str(self.cache),
+            level=self.level.name,
+            **figures,
+        )
+
+    def _speeds(self, result: TuneResult) -> dict[str, float | None]:
+        """Decode and prefill tokens per second with the safe defaults and with what was found."""
+        before: tuple[float | None, float | None] = (None, None)
+        after = before
+        try:
+            after = self._speed(self.cache)
+            with tempfile.TemporaryDirectory() as folder:
+                default = Path(folder) / "defaults.sqlite"
+                self._write_defaults(default, result)
+                before = self._speed(default)
+        except ClkilnError as error:
+            self._warn(f"tuned, but the whole model could not be measured: {error}")
+        decode, prefill = after
+        if decode is not None and not str(self.variants):
+            driver = self.device.info.driver_key
+            note_speed(self.store, driver, self.config, decode, prefill, tuned=True)
+        return {
+            "decode_before": before[0],
+            "decode_after": after[0],
+            "prefill_before": before[1],
+            "prefill_after": after[1],
+        }
+
+    def _write_defaults(self, path: Path, result: TuneResult) -> None:
+        with Store.open(path) as store:
+            for key, (label, binary) in result.defaults.items():
+                store.put_binary(key, binary, label=label, driver=self.device.info.driver_key)
+
+    def _speed(self, cache: Path) -> tuple[float, float]:
+        from .inference.engine import Engine
+        from .inference.speed import measure_decode, measure_prefill
+
+        variant = [f"{op}={kind}" for op, kind in self.variants.by_op.items()]
+        if self.variants.default:
+            variant.append(self.variants.default)
+        with Engine.load(
+            self.path, self.device, cache, variant=variant, warn=lambda text: None
+        ) as engine:
+            decode = measure_decode(engine, DECODE_TOKENS, DECODE_REPEATS).median
+            return decode, measure_prefill(engine, PREFILL_TOKENS, PREFILL_REPEATS).median
+
+
+def _seconds(budget: float | str | None) -> float | None:
+    if budget is None or isinstance(budget, str):
+        return None if budget is None else parse_budget(budget)
+    if not budget > 0:
+        raise UsageError(f"budget {budget!r}: a number of seconds above 0, or for example '5m'")
+    return float(budget)
+
+
+def _only(found: list[Use], kernels: Sequence[str]) -> list[Use]:
+    if not kernels:
+        return found
+    ops = sorted({use.workload.op for use in found})
+    for name in kernels:
+        if name not in ops:
+            raise UsageError(f"no kernel {name!r} in this model; it has {', '.join(ops)}")
+    return [use for use in found if use.workload.op in kernels]
+
+
+def _figures(result: TuneResult, speeds: dict[str, float | None]) -> dict[str, Any]:
+    return {**speeds, "trials": result.trials, "by_status": result.by_status}
