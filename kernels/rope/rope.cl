@@ -3,16 +3,50 @@
 //
 //   HEADS, KV_HEADS, HEAD_DIM, ROPE_DIM      LX, V, S      W  2 * V      KV_F16 | KV_F32
 //   INTERLEAVED  pairs are (2i, 2i + 1), else (i, i + ROPE_DIM / 2)
+//   NORM  each head of q and k first becomes x / sqrt(mean(x^2) + EPS) * its norm's weights
 //
 // A unit is 2 * V values of one head: V pairs, or past ROPE_DIM and in v values that are copied.
 #include "vec.clh"
 
 #define UNITS (HEAD_DIM / W)
 #define ROTATED (ROPE_DIM / W)
-#define SLOTS (HEADS + 2 * KV_HEADS)
+#define TURNING (HEADS + KV_HEADS)
+#define SLOTS (TURNING + KV_HEADS)
 #define FW CAT(float, W)
 
+// Where the two vectors of unit u of a head lie, in vectors.
+#ifdef INTERLEAVED
+#define AT(turns, u) (2 * (u))
+#define AT2(turns, u) (2 * (u) + 1)
+#else
+#define AT(turns, u) ((turns) ? (u) : 2 * (u))
+#define AT2(turns, u) ((turns) ? (u) + ROTATED : 2 * (u) + 1)
+#endif
+
+#ifdef NORM
+#include "reduce.clh"
+#define TOGETHER 1  // the group meets for each head
+
+// The sum of squares of those units of a q or k head that this work-item will write. No item
+// reads what another one writes, so the head may turn in place.
+static inline float own_squares(__global const float *restrict x) {
+  VF squares = 0.0f;
+  for (int u = get_local_id(0); u < UNITS; u += LX) {
+    const VF a = VLOAD(AT(u < ROTATED, u), x), b = VLOAD(AT2(u < ROTATED, u), x);
+    squares = a * a + squares;
+    squares = b * b + squares;
+  }
+  return vsum(squares);
+}
+#else
+#define TOGETHER S
+#endif
+
 __kernel REQD void rope(__global const int *restrict state, __global const float *restrict table,
+#ifdef NORM
+                        __global const float *restrict q_norm,
+                        __global const float *restrict k_norm,
+#endif
                         __global float *restrict qkv, __global KV *restrict k_cache,
                         __global KV *restrict v_cache) {
   const int token = get_global_id(1);
@@ -24,42 +58,55 @@ __kernel REQD void rope(__global const int *restrict state, __global const float
   v_cache += (size_t)row * KV_HEADS * HEAD_DIM;
 
   const int begin = get_group_id(0) * S;
-  const int end = min(begin + S, SLOTS) * UNITS;
-  for (int i = begin * UNITS + (int)get_local_id(0); i < end; i += LX) {
-    const int slot = i / UNITS, u = i % UNITS;
-    const bool turns = u < ROTATED && slot < HEADS + KV_HEADS;
-#ifdef INTERLEAVED
-    const int at = 2 * u, at2 = 2 * u + 1;
-#else
-    const int at = turns ? u : 2 * u, at2 = turns ? u + ROTATED : 2 * u + 1;
+  const int end = min(begin + S, SLOTS);
+#ifdef NORM
+  __local float scratch[LX];
 #endif
-    __global float *x = qkv + slot * HEAD_DIM;
-    VF a = VLOAD(at, x), b = VLOAD(at2, x);
-    if (turns) {
-      const FW turn = CAT(load, W)(u, table);
-      const VF c = turn.even, s = turn.odd;
-#ifdef INTERLEAVED
-      FW pairs = 0.0f, turned = 0.0f;
-      pairs.lo = a;
-      pairs.hi = b;
-      turned.even = pairs.even * c - pairs.odd * s;
-      turned.odd = pairs.odd * c + pairs.even * s;
-      a = turned.lo;
-      b = turned.hi;
-#else
-      const VF first = a;
-      a = first * c - b * s;
-      b = b * c + first * s;
+  for (int head = begin; head < end; head += TOGETHER) {
+    const int first = head * UNITS, last = min(head + TOGETHER, end) * UNITS;
+#ifdef NORM
+    const float sum = group_sum(own_squares(qkv + head * HEAD_DIM), scratch);
+    const float scale = 1.0f / sqrt(sum / HEAD_DIM + EPS);
 #endif
-    }
-    if (slot < HEADS) {
-      VSTORE(a, at, x);
-      VSTORE(b, at2, x);
-    } else {
-      __global KV *to = slot < HEADS + KV_HEADS ? k_cache + (slot - HEADS) * HEAD_DIM
-                                                : v_cache + (slot - HEADS - KV_HEADS) * HEAD_DIM;
-      KVSTORE(a, at, to);
-      KVSTORE(b, at2, to);
+    for (int i = first + (int)get_local_id(0); i < last; i += LX) {
+      const int slot = i / UNITS, u = i % UNITS;
+      const bool turns = u < ROTATED && slot < TURNING;
+      const int at = AT(turns, u), at2 = AT2(turns, u);
+      __global float *x = qkv + slot * HEAD_DIM;
+      VF a = VLOAD(at, x), b = VLOAD(at2, x);
+#ifdef NORM
+      if (slot < TURNING) {
+        __global const float *weights = slot < HEADS ? q_norm : k_norm;
+        a *= scale * VLOAD(at, weights);
+        b *= scale * VLOAD(at2, weights);
+      }
+#endif
+      if (turns) {
+        const FW turn = CAT(load, W)(u, table);
+        const VF c = turn.even, s = turn.odd;
+#ifdef INTERLEAVED
+        FW pairs = 0.0f, turned = 0.0f;
+        pairs.lo = a;
+        pairs.hi = b;
+        turned.even = pairs.even * c - pairs.odd * s;
+        turned.odd = pairs.odd * c + pairs.even * s;
+        a = turned.lo;
+        b = turned.hi;
+#else
+        const VF first_half = a;
+        a = first_half * c - b * s;
+        b = b * c + first_half * s;
+#endif
+      }
+      if (slot < HEADS) {
+        VSTORE(a, at, x);
+        VSTORE(b, at2, x);
+      } else {
+        __global KV *to = slot < TURNING ? k_cache + (slot - HEADS) * HEAD_DIM
+                                         : v_cache + (slot - TURNING) * HEAD_DIM;
+        KVSTORE(a, at, to);
+        KVSTORE(b, at2, to);
+      }
     }
   }
 }

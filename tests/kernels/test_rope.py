@@ -18,8 +18,10 @@ def random_workload(rng: np.random.Generator) -> Workload:
     head_dim = int(rng.choice([2, 8, 20, 48, 64, 80]))
     rope_dim = head_dim if rng.random() < 0.6 else max(2, head_dim // 4 * 2)
     ctx = int(rng.integers(1, 60))
+    norm = {"norm": "yes", "eps": str(rng.choice(["1e-06", "1e-05"]))} if rng.random() < 0.5 else {}
     return Workload.of(
         "rope",
+        **norm,
         heads=kv_heads * int(rng.integers(1, 4)),
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -76,6 +78,27 @@ def test_the_reference_turns_pairs(style: str) -> None:
             assert np.isclose(complex(turned[a], turned[b]), want, atol=1e-6)
         assert np.array_equal(turned[6:], values[6:])
     assert np.array_equal(out["v_cache"][3, 0], inputs["qkv"][0, 16:])
+
+
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_a_norm_before_the_rotation(style: str) -> None:
+    """As if q and k had come normalised, head by head; v is left alone."""
+    plain = Workload.of(
+        "rope", heads=3, kv_heads=2, head_dim=8, rope_dim=6, style=style, kv="f32", ctx=5, m=2
+    )
+    workload = plain.replace(norm="yes", eps="0.25")
+    inputs = SPEC.inputs(workload, np.random.default_rng(0))
+    out = SPEC.reference(workload, inputs)
+    by_hand = inputs["qkv"].astype(np.float64).reshape(2, 7, 8)
+    for token in by_hand:
+        for slot, head in enumerate(token[:5]):
+            length = np.sqrt(sum(value**2 for value in head) / 8 + 0.25)
+            head *= inputs["q_norm" if slot < 3 else "k_norm"] / length
+    want = SPEC.reference(plain, inputs | {"qkv": by_hand.reshape(2, 56)})
+    assert np.allclose(out["qkv"][:, :24], want["qkv"][:, :24])
+    assert np.array_equal(out["qkv"][:, 24:], inputs["qkv"][:, 24:]), "only q turns in place"
+    assert np.allclose(out["k_cache"], want["k_cache"])
+    assert np.array_equal(out["v_cache"], want["v_cache"])
 
 
 def test_turning_keeps_lengths_and_relative_angles() -> None:

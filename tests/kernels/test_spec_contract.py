@@ -35,6 +35,7 @@ REAL = (
     Workload.of("roof_fma", mops=1024),
     Workload.of("roof_read", mb=64),
     Workload.of("rope", m=256, rope_dim=64, style="half", **MODEL),
+    Workload.of("rope", m=256, rope_dim=64, style="half", norm="yes", eps="1e-06", **MODEL),
     Workload.of("softmax", n=49152, m=1),
 )
 SMALL = [Workload.parse(text) for texts in TINY.values() for text in texts]

@@ -42,6 +42,10 @@ TINY: dict[str, tuple[str, ...]] = {
     "rope": (
         "rope ctx=9 head_dim=12 heads=4 kv=f16 kv_heads=2 m=3 rope_dim=8 style=half",
         "rope ctx=9 head_dim=12 heads=4 kv=f32 kv_heads=2 m=3 rope_dim=12 style=interleaved",
+        "rope ctx=9 eps=1e-06 head_dim=12 heads=4 kv=f16 kv_heads=2 m=3 norm=yes rope_dim=8"
+        " style=half",
+        "rope ctx=9 eps=1e-06 head_dim=16 heads=3 kv=f32 kv_heads=1 m=2 norm=yes rope_dim=16"
+        " style=interleaved",
     ),
     "softmax": ("softmax m=2 n=67",),
 }
