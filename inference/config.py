@@ -23,7 +23,7 @@ VECTOR_TYPES = ("f32", "f16")
 
 #: Architecture -> which elements the rotary embedding pairs: neighbours (2i, 2i+1), as llama's
 #: query and key rows are permuted when a GGUF is written, or the two halves (i, i + dim/2).
-_ROPE_STYLES: dict[str, RopeStyle] = {"llama": "interleaved", "qwen2": "half"}
+_ROPE_STYLES: dict[str, RopeStyle] = {"llama": "interleaved", "qwen2": "half", "qwen3": "half"}
 
 #: Keys (after the architecture) that change the arithmetic, and the values that change nothing.
 _NEUTRAL: dict[str, tuple[float, ...]] = {
@@ -126,7 +126,7 @@ class _Builder:
             tied="output.weight" not in tensors,
             qkv_bias="blk.0.attn_q.bias" in tensors,
             output_bias="blk.0.attn_output.bias" in tensors,
-            qk_norm=False,
+            qk_norm=self.architecture == "qwen3",
             temperature=self.default("temp"),
             top_k=None if (top_k := self.default("top_k")) is None else int(top_k),
             top_p=self.default("top_p"),

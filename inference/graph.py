@@ -3,9 +3,10 @@
 The same function serves ``tune`` (which workloads are there?) and ``run`` (what to launch?), so
 the two can't disagree.
 
-Llama and Qwen2 differ only in what the configuration says (biases of q, k and v; which elements
-the rotary embedding pairs). Definition: Touvron et al., "LLaMA" (2023), section 2; grouped-query
-attention: Ainslie et al. (2023).
+Llama, Qwen2 and Qwen3 differ only in what the configuration says (biases; a norm of each query and
+key head; which elements the rotary embedding pairs). Definition: Touvron et al., "LLaMA" (2023),
+section 2; grouped-query attention: Ainslie et al. (2023); normed queries and keys: Yang et al.,
+"Qwen3 Technical Report" (2025), section 2.
 """
 
 from __future__ import annotations
@@ -73,8 +74,11 @@ class Graph:
 
     def _norm(self, name: str, m: int) -> Step:
         c = self.config
-        workload = Workload.of("rmsnorm", d=c.hidden, m=m, eps=f"{c.rms_eps:.9g}")
+        workload = Workload.of("rmsnorm", d=c.hidden, m=m, eps=self._eps())
         return Step(workload, {"x": "x", "w": name, "y": "h"})
+
+    def _eps(self) -> str:
+        return f"{self.config.rms_eps:.9g}"
 
     def _linear(
         self, name: str, m: int, *, n: int, k: int, x: str, y: str, fuse: str = "none"
@@ -83,7 +87,9 @@ class Graph:
         bias = biases.get(name.rpartition(".")[2], False)
         items: dict[str, int | str] = {"n": n, "k": k, "w": self.weights.dtype(name), "fuse": fuse}
         items["bias"] = "yes" if bias else "no"
-        tensors = {"w": name, "x": x, "y": y, "bias": f"{name}.bias", "state": "state"}
+        tensors = {"w": name, "x": x, "y": y, "state": "state"}
+        if bias:
+            tensors["bias"] = f"{name}.bias"
         if m == 1:
             return Step(Workload.of("gemv", **items), tensors)
         return Step(Workload.of("gemm", **items, m=m), tensors)
@@ -94,11 +100,7 @@ class Graph:
         caches = {"k_cache": f"{layer}.k_cache", "v_cache": f"{layer}.v_cache", "state": "state"}
         yield self._norm(f"{layer}.attn_norm", m)
         yield self._linear(f"{layer}.qkv", m, n=c.q_dim + 2 * c.kv_dim, k=c.hidden, x="h", y="qkv")
-        rope = Workload.of(
-            "rope", **heads, rope_dim=c.rope.dim, style=c.rope.style, kv=self.kv, m=m,
-            ctx=context_bucket(m),
-        )  # fmt: skip
-        yield Step(rope, {**caches, "table": "rope_table", "qkv": "qkv"})
+        yield self._rope(layer, m, caches)
         attention = Workload.of("attention_decode", **heads, kv=self.kv, ctx=ctx)
         if m > 1:
             attention = Workload.of("attention_prefill", **heads, kv=self.kv, ctx=ctx, m=m)
@@ -106,6 +108,17 @@ class Graph:
         yield self._linear(
             f"{layer}.attn_output", m, n=c.hidden, k=c.q_dim, x="attention", y="x", fuse="add"
         )
+
+    def _rope(self, layer: str, m: int, caches: Mapping[str, str]) -> Step:
+        c = self.config
+        items: dict[str, int | str] = {"m": m, "ctx": context_bucket(m), "kv": self.kv}
+        items |= {"heads": c.n_heads, "kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
+        items |= {"rope_dim": c.rope.dim, "style": c.rope.style}
+        tensors = {**caches, "table": "rope_table", "qkv": "qkv"}
+        if c.qk_norm:
+            items |= {"norm": "yes", "eps": self._eps()}
+            tensors |= {f"{part}_norm": f"{layer}.attn_{part}_norm" for part in "qk"}
+        return Step(Workload.of("rope", **items), tensors)
 
     def _feed_forward(self, layer: str, m: int) -> Iterator[Step]:
         c = self.config

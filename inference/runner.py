@@ -22,6 +22,8 @@ from .weights import Weights
 
 #: Bits of the argmax kernel's status.
 NOT_FINITE, ALL_EQUAL = 1, 2
+#: Arguments that are vectors of the file; ``w`` of a norm is one, too.
+VECTORS = ("bias", "q_norm", "k_norm")
 KV_DTYPES = {"f16": np.float16, "f32": np.float32}
 #: Half as many bytes cost up to 2e-3 of the logits (relative L2, SmolLM2-135M), so not by default.
 DEFAULT_KV = "f32"
@@ -161,9 +163,9 @@ class Runner:
     def _vectors(self, steps: Sequence[Step]) -> None:
         """Norms and biases; a weight that is no matrix is a vector of the file."""
         for step in steps:
-            names = [step.tensors["w"]] if step.workload.op == "rmsnorm" else []
-            if step.workload.op == "gemv" and step.workload.tag("bias") == "yes":
-                names.append(step.tensors["bias"])
+            names = [step.tensors[name] for name in VECTORS if name in step.tensors]
+            if step.workload.op == "rmsnorm":
+                names.append(step.tensors["w"])
             for name in names:
                 if name not in self.planner.tensors:
                     data = self.weights.vector(name)

@@ -15,13 +15,15 @@ from clkiln.inference.config import SUPPORTED_TYPES, ModelConfig, tensor_shapes
 from clkiln.inference.gguf import GGUFFile
 from clkiln.inference.rope import Rope
 
+STYLES = [("llama", "interleaved"), ("qwen2", "half"), ("qwen3", "half")]
+
 
 def config(path: Path, **options: Any) -> ModelConfig:
     return ModelConfig.from_gguf(GGUFFile.open(write_model(path / "m.gguf", **options)))
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("architecture", "style"), [("llama", "interleaved"), ("qwen2", "half")])
+@pytest.mark.parametrize(("architecture", "style"), STYLES)
 def test_sizes_and_style(tmp_path: Path, architecture: Any, style: str, tied: bool) -> None:
     found = config(
         tmp_path,
@@ -44,6 +46,7 @@ def test_sizes_and_style(tmp_path: Path, architecture: Any, style: str, tied: bo
     assert (found.rope.theta, found.rope.dim, found.rope.scaling) == (5e5, 32, "none")
     assert found.rms_eps == pytest.approx(1e-5)
     assert (found.tied, found.qkv_bias) == (tied, architecture == "qwen2")
+    assert (found.output_bias, found.qk_norm) == (False, architecture == "qwen3")
     assert (found.temperature, found.top_k, found.top_p) == (None, None, None)
 
 
@@ -100,7 +103,7 @@ def test_one_count_for_each_layer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"general.architecture": "mamba"}, "architecture 'mamba'; clkiln has llama, qwen2"),
+        ({"general.architecture": "mamba"}, "architecture 'mamba'; clkiln has llama, qwen2, qwen3"),
         ({"llama.expert_count": 8}, "expert_count = 8"),
         ({"llama.attention.sliding_window": 128}, "sliding-window .* 128 tokens"),
         ({"llama.rope.scaling.type": "longrope"}, "rotary scaling 'longrope'"),
@@ -154,18 +157,30 @@ def test_contradictions_are_named(tmp_path: Path, metadata: dict[str, Any], mess
     assert not isinstance(caught.value, UnsupportedModel)
 
 
+def whole_file(path: Path) -> list[str]:
+    return list(GGUFFile.open(path / "m.gguf").tensors)
+
+
 def test_every_tensor_is_needed(tmp_path: Path) -> None:
-    whole = config(tmp_path, architecture="qwen2", tied=False, rope_factors=True)
-    absent_means_something = ("output.weight", "rope_freqs.weight", "blk.0.attn_q.bias")
-    for name, _ in tensor_shapes(whole):
+    options: dict[str, Any] = {"architecture": "qwen3", "tied": False, "rope_factors": True}
+    options |= {"bias": True, "output_bias": True}
+    whole = config(tmp_path, **options)
+    absent_means_something = (
+        "output.weight", "rope_freqs.weight", "blk.0.attn_q.bias", "blk.0.attn_output.bias",
+    )  # fmt: skip
+    names = [name for name, _ in tensor_shapes(whole)]
+    assert set(names) == set(whole_file(tmp_path))
+    for name in names:
         if name not in absent_means_something:
             with pytest.raises(ModelError, match=f"{name} is missing"):
-                config(tmp_path, architecture="qwen2", tied=False, without=name.__eq__)
+                config(tmp_path, **options, without=name.__eq__)
 
 
 def test_a_bias_that_nobody_would_add_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"blk\.0\.attn_k\.bias"):
         config(tmp_path, bias=True, without="blk.0.attn_q.bias".__eq__)
+    with pytest.raises(UnsupportedModel, match=r"blk\.1\.attn_output\.bias"):
+        config(tmp_path, output_bias=True, without="blk.0.attn_output.bias".__eq__)
 
 
 def test_unsupported_weight_type_is_named(tmp_path: Path) -> None:

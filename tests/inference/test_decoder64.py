@@ -18,7 +18,7 @@ from clkiln.inference.tokenizer import Tokenizer
 IDS = [5, 300, 7, 7, 100, 2, 400, 33]
 
 
-@pytest.fixture(params=["llama", "qwen2"])
+@pytest.fixture(params=["llama", "qwen2", "qwen3"])
 def decoder(request: pytest.FixtureRequest, tmp_path: Path) -> Decoder64:
     return Decoder64(write_model(tmp_path / "m.gguf", architecture=request.param, dtype="f32"))
 
@@ -70,11 +70,15 @@ def test_styles_are_one_rotation_with_rows_permuted(tmp_path: Path) -> None:
 
 def test_options_change_the_result(tmp_path: Path) -> None:
     base: dict[str, Any] = {"architecture": "llama", "dtype": "f32"}
-    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    variants = [{}, {"rope_factors": True}, {"metadata": linear}, {"rope_theta": 1e6}]
-    variants += [{"bias": True}, {"tied": False}]
+    linear: dict[str, Any] = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    yarn = {"llama.rope.scaling.original_context_length": 64, **linear}
+    yarn["llama.rope.scaling.type"] = "yarn"
+    variants: list[dict[str, Any]] = [{}, {"rope_factors": True}, {"metadata": linear}]
+    variants += [{"metadata": yarn}, {"rope_theta": 1e6}, {"bias": True}, {"output_bias": True}]
+    variants += [{"tied": False}, {"architecture": "qwen2", "bias": False}]
+    variants += [{"architecture": "qwen3"}]
     results = [
-        Decoder64(write_model(tmp_path / f"{n}.gguf", **base, **options)).logits(IDS)
+        Decoder64(write_model(tmp_path / f"{n}.gguf", **{**base, **options})).logits(IDS)
         for n, options in enumerate(variants)
     ]
     for n, result in enumerate(results):

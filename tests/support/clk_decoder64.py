@@ -1,4 +1,4 @@
-"""A llama/qwen2 decoder in float64 NumPy, written from the models' definition: the reference.
+"""Llama, Qwen2 and Qwen3 in float64 NumPy, written from the models' definition: the reference.
 
 It reads the file and dequantises the weights with the ``gguf`` package and shares no line with
 clkiln. ``x`` is the residual stream ``[tokens, hidden]``; linear weights are ``[outputs, inputs]``.
@@ -42,7 +42,6 @@ class Decoder64:
         self.head_dim: int = self._key("attention.key_length", self.hidden // self.heads)
         self.rope_dim: int = self._key("rope.dimension_count", self.head_dim)
         self.theta: float = self._key("rope.freq_base", 10000.0)
-        self.rope_scale: float = self._key("rope.scaling.factor", 1.0) or 1.0
         self.reset()
 
     def _key(self, name: str, default: Any = None) -> Any:
@@ -117,6 +116,9 @@ class Decoder64:
         q = self.linear(x, f"blk.{layer}.attn_q").reshape(length, self.heads, self.head_dim)
         k = self.linear(x, f"blk.{layer}.attn_k").reshape(length, self.kv_heads, self.head_dim)
         v = self.linear(x, f"blk.{layer}.attn_v").reshape(length, self.kv_heads, self.head_dim)
+        if self.architecture == "qwen3":
+            q = self.norm(q, f"blk.{layer}.attn_q_norm.weight")
+            k = self.norm(k, f"blk.{layer}.attn_k_norm.weight")
         q, k = self.rotate(q, positions), self.rotate(k, positions)
         self.keys[layer] = np.concatenate([self.keys[layer], self.kept(k)])
         self.values[layer] = np.concatenate([self.values[layer], self.kept(v)])
@@ -138,17 +140,15 @@ class Decoder64:
 
     def rotate(self, x: Array, positions: NDArray[np.int64]) -> Array:
         """Rotary embedding of ``x [tokens, heads, head_dim]``: pair ``i`` of the first ``rope_dim``
-        elements turns by ``position * theta^(-2i / rope_dim)``.
+        elements turns by ``position * frequency``, and is multiplied by YaRN's factor.
 
         llama's rows were permuted when the file was written, so that pairs are neighbours; qwen2
         pairs the two halves.
         """
         pairs = self.rope_dim // 2
-        frequencies = self.theta ** (-np.arange(pairs) / pairs) / self.rope_scale
-        if "rope_freqs.weight" in self.weights:
-            frequencies = frequencies / self.weights["rope_freqs.weight"]
+        frequencies, size = self.frequencies()
         angles = (positions[:, None] * frequencies)[:, None, :]
-        cos, sin = np.cos(angles), np.sin(angles)
+        cos, sin = size * np.cos(angles), size * np.sin(angles)
         out = x.copy()
         if self.architecture == "llama":
             first, second = slice(0, self.rope_dim, 2), slice(1, self.rope_dim, 2)
@@ -158,3 +158,24 @@ class Decoder64:
         out[..., first] = a * cos - b * sin
         out[..., second] = a * sin + b * cos
         return out
+
+    def frequencies(self) -> tuple[Array, float]:
+        """``theta^(-2i / rope_dim)`` of each pair as the file scales it, and YaRN's factor."""
+        pairs = np.arange(self.rope_dim // 2)
+        plain = self.theta ** (-2 * pairs / self.rope_dim)
+        factor = self._key("rope.scaling.factor", 1.0) or 1.0
+        kind, size = self._key("rope.scaling.type", "linear"), 1.0
+        if kind == "linear":
+            plain = plain / factor
+        elif kind == "yarn":
+            trained = self._key("rope.scaling.original_context_length")
+            # The pairs that turn 32 times and once in the context that was trained.
+            fast, slow = (
+                np.log(trained / (2 * np.pi * turns)) / np.log(self.theta) * self.rope_dim / 2
+                for turns in (32, 1)
+            )
+            fast, slow = max(np.floor(fast), 0), min(np.ceil(slow), self.rope_dim - 1)
+            stretched = np.interp(pairs, [fast, slow], [0, 1])
+            plain = plain * (1 - stretched) + plain / factor * stretched
+            size = 1 + np.log(factor) / 10
+        return plain / self.weights.get("rope_freqs.weight", 1.0), size

@@ -68,7 +68,7 @@ def bpe_vocabulary(size: int) -> tuple[list[str], list[int], list[str]]:
 def write_model(
     path: Path,
     *,
-    architecture: Literal["llama", "qwen2"] = "llama",
+    architecture: Literal["llama", "qwen2", "qwen3"] = "llama",
     dtype: str | Callable[[str], str] = "q4_0",
     layers: int = 2,
     hidden: int = 96,
@@ -79,9 +79,10 @@ def write_model(
     vocab: int = 515,
     context: int = 512,
     rope_theta: float = 10000.0,
-    rope_factors: bool = False,
+    rope_factors: bool | np.ndarray = False,
     tied: bool = True,
     bias: bool | None = None,
+    output_bias: bool = False,
     template: str | None = CHATML,
     seed: int = 0,
     metadata: Mapping[str, Any] | None = None,
@@ -90,7 +91,8 @@ def write_model(
     """Write a random model to ``path`` and return it.
 
     ``dtype`` is the type of linear weights and embedding, or a function from tensor name to type.
-    ``bias`` (queries, keys, values) defaults to what the architecture has. ``metadata`` adds or
+    ``rope_factors`` are random or given ones. ``bias`` (queries, keys, values) defaults to what the
+    architecture has, ``output_bias`` is that of the attention's output. ``metadata`` adds or
     replaces keys (None removes one), ``without`` leaves tensors out.
     """
     rng = np.random.default_rng(seed)
@@ -110,8 +112,10 @@ def write_model(
     }
     if not tied:
         tensors["output.weight"] = matrix(vocab, hidden) * 4
-    if rope_factors:
-        tensors["rope_freqs.weight"] = rng.uniform(1, 8, head_dim // 2).astype(np.float32)
+    if rope_factors is True:
+        rope_factors = rng.uniform(1, 8, head_dim // 2)
+    if rope_factors is not False:
+        tensors["rope_freqs.weight"] = rope_factors.astype(np.float32)
     for index in range(layers):
         block = {
             "attn_norm.weight": vector(hidden, 1),
@@ -128,6 +132,11 @@ def write_model(
             block["attn_q.bias"] = vector(q_dim, 0)
             block["attn_k.bias"] = vector(kv_dim, 0)
             block["attn_v.bias"] = vector(kv_dim, 0)
+        if output_bias:
+            block["attn_output.bias"] = vector(hidden, 0)
+        if architecture == "qwen3":
+            block["attn_q_norm.weight"] = vector(head_dim, 1)
+            block["attn_k_norm.weight"] = vector(head_dim, 1)
         tensors |= {f"blk.{index}.{name}": values for name, values in block.items()}
 
     keys = {
