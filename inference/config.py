@@ -53,7 +53,8 @@ class ModelConfig:
     """Sizes and constants of a decoder. A linear weight's shape is (outputs, inputs).
 
     ``qk_norm``: each head of q and of k goes through an RMSNorm of its own before the rotary
-    embedding. ``qkv_bias`` and ``output_bias``: the attention's input and output layers add one.
+    embedding. ``qkv_bias``, ``output_bias``, ``ffn_bias``: the linear layers into the
+    attention, out of it, and all three of the feed-forward network add one.
     ``temperature``, ``top_k`` and ``top_p`` are the file's own sampling defaults, or None.
     """
 
@@ -72,6 +73,7 @@ class ModelConfig:
     tied: bool
     qkv_bias: bool
     output_bias: bool
+    ffn_bias: bool
     qk_norm: bool
     temperature: float | None
     top_k: int | None
@@ -126,6 +128,7 @@ class _Builder:
             tied="output.weight" not in tensors,
             qkv_bias="blk.0.attn_q.bias" in tensors,
             output_bias="blk.0.attn_output.bias" in tensors,
+            ffn_bias="blk.0.ffn_down.bias" in tensors,
             qk_norm=self.architecture == "qwen3",
             temperature=self.default("temp"),
             top_k=None if (top_k := self.default("top_k")) is None else int(top_k),
@@ -309,6 +312,8 @@ def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         layer |= {"attn_q.bias": (q_dim,), "attn_k.bias": (kv_dim,), "attn_v.bias": (kv_dim,)}
     if config.output_bias:
         layer |= {"attn_output.bias": (hidden,)}
+    if config.ffn_bias:
+        layer |= {"ffn_gate.bias": (inner,), "ffn_up.bias": (inner,), "ffn_down.bias": (hidden,)}
     if config.qk_norm:
         layer |= {f"attn_{part}_norm.weight": (config.head_dim,) for part in "qk"}
     for index in range(config.n_layers):

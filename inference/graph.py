@@ -84,6 +84,7 @@ class Graph:
         self, name: str, m: int, *, n: int, k: int, x: str, y: str, fuse: str = "none"
     ) -> Step:
         biases = {"qkv": self.config.qkv_bias, "attn_output": self.config.output_bias}
+        biases |= dict.fromkeys(("gate_up", "ffn_down"), self.config.ffn_bias)
         bias = biases.get(name.rpartition(".")[2], False)
         items: dict[str, int | str] = {"n": n, "k": k, "w": self.weights.dtype(name), "fuse": fuse}
         items["bias"] = "yes" if bias else "no"

@@ -129,9 +129,10 @@ class WeightSpec(KernelSpec):
 class LinearSpec(WeightSpec):
     """``y = x W^T``, with what is fused into it.
 
-    Workload: sizes ``n`` (columns of ``y``) and ``k``; tags ``w`` (dtype), ``bias`` (yes, no) and
-    ``fuse``: ``none``; ``add``, which adds to what ``y`` holds (the residual stream); ``swiglu``,
-    where ``W`` is gate rows over up rows, ``2n`` in all, and ``y = silu(gate) * up``.
+    Workload: sizes ``n`` (columns of ``y``) and ``k``; tags ``w`` (dtype), ``bias`` (yes: one is
+    added to ``x W^T``, before anything else) and ``fuse``: ``none``; ``add``, which adds to what
+    ``y`` holds (the residual stream); ``swiglu``, where ``W`` is gate rows over up rows, ``2n`` in
+    all, and ``y = silu(gate) * up``.
     """
 
     def weight_shape(self, workload: Workload) -> tuple[int, int]:
@@ -155,7 +156,8 @@ class LinearSpec(WeightSpec):
         n, k, m = workload.size("n"), workload.size("k"), self.tokens(workload)
         arguments = [Argument("x", "input", "float32", (m, k))]
         if workload.tag("bias") == "yes":
-            arguments.append(Argument("bias", "input", "float32", (n,)))
+            rows, _ = self.weight_shape(workload)
+            arguments.append(Argument("bias", "input", "float32", (rows,)))
         role: Role = "inout" if workload.tag("fuse") == "add" else "output"
         return *arguments, Argument("y", role, "float32", (m, n))
 
@@ -167,19 +169,19 @@ class LinearSpec(WeightSpec):
             "x": rng.standard_normal((m, k), dtype=np.float32),
         }
         if workload.tag("bias") == "yes":
-            inputs["bias"] = rng.standard_normal(n, dtype=np.float32)
+            inputs["bias"] = rng.standard_normal(rows, dtype=np.float32)
         if workload.tag("fuse") == "add":
             inputs["y"] = rng.standard_normal((m, n), dtype=np.float32)
         return inputs
 
     def reference(self, workload: Workload, inputs: Mapping[str, Any]) -> dict[str, Array]:
         y = inputs["w"].times(inputs["x"])
+        if workload.tag("bias") == "yes":
+            y = y + inputs["bias"]
         fuse = workload.tag("fuse")
         if fuse == "swiglu":
             gate, up = np.split(y, 2, axis=-1)
             y = gate / (1 + np.exp(-gate)) * up
-        if workload.tag("bias") == "yes":
-            y = y + inputs["bias"]
         if fuse == "add":
             y = y + inputs["y"]
         return {"y": y}

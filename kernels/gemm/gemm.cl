@@ -2,26 +2,18 @@
 // rows (pairs of groups with SWIGLU): each weight is decoded once for TM tokens. Token tiles are the
 // fast dimension of the grid, so that one panel of W stays in the cache while all tokens meet it.
 //
-//   N rows   LX token tiles, LY row tiles to a work-group   BIAS   ADD (y += x W^T)
-//   SWIGLU (y = silu(gate) * up)   state[1] = m, the number of tokens
+//   N rows   LX token tiles, LY row tiles to a work-group   BIAS, ADD, SWIGLU as in epilogue.clh
+//   state[1] = m, the number of tokens
 #include "weights.clh"
+#include "epilogue.clh"
 
-#ifdef SWIGLU
-#define P 2
-#else
-#define P 1
-#endif
 #define ACC (TN * P)
-#define OUT_GROUPS ((N + R - 1) / R)
 
 #define FOR_TOKENS _Pragma("unroll") for (int t = 0; t < TM; t++)
 
 __kernel __attribute__((reqd_work_group_size(LX, LY, 1)))
 void gemm(__global const int *restrict state, WEIGHT_ARGS(w), __global const float *restrict x,
-#ifdef BIAS
-          __global const float *restrict bias,
-#endif
-          __global float *restrict y) {
+          BIAS_ARG __global float *restrict y) {
   const int m = state[1];
   const int first = get_global_id(0) * TM;
   const size_t tile = get_global_id(1);
@@ -76,28 +68,8 @@ void gemm(__global const int *restrict state, WEIGHT_ARGS(w), __global const flo
     if (g >= OUT_GROUPS) continue;
     FOR_TOKENS {
       if (first + t >= m) continue;
-      VR v = acc[i * P + P - 1][t];
-#ifdef SWIGLU
-      const VR gate = acc[i * P][t];
-      v *= gate / ((VR)(1.0f) + exp(-gate));
-#endif
-      union {
-        VR vector;
-        float lane[R];
-      } out = {v};
-      for (int r = 0; r < R; r++) {
-        const size_t n = g * R + r;
-        if (n >= N) continue;
-        const size_t at = (size_t)(first + t) * N + n;
-        float value = out.lane[r];
-#ifdef BIAS
-        value += bias[n];
-#endif
-#ifdef ADD
-        value += y[at];
-#endif
-        y[at] = value;
-      }
+      __global float *to = y + (size_t)(first + t) * N;
+      store_group(g, acc[i * P + P - 1][t], acc[i * P][t], BIAS_VALUE to);
     }
   }
 }

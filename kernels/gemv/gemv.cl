@@ -2,16 +2,11 @@
 // SWIGLU) and every KS-th block of columns; the KS partial sums meet in local memory.
 //
 //   N rows of y   LX row tiles to a work-group   KS ways to split K   G row groups to a work-item
-//   U unroll factor of a block   BIAS   ADD (y += W x)   SWIGLU (y = silu(gate) * up)
+//   U unroll factor of a block   BIAS, ADD, SWIGLU as in epilogue.clh
 #include "weights.clh"
+#include "epilogue.clh"
 
-#ifdef SWIGLU
-#define P 2
-#else
-#define P 1
-#endif
 #define ACC (G * P)
-#define OUT_GROUPS ((N + R - 1) / R)
 
 // acc += block b of row group g times x.
 static inline VR add_block(VR acc, WEIGHT_ARGS(w), __global const float *restrict x, const size_t g,
@@ -60,38 +55,8 @@ static inline float block_sum(__global const float *restrict x, const int b) {
 #endif
 }
 
-static inline void store_group(const size_t g, VR v, const VR gate,
-#ifdef BIAS
-                        __global const float *restrict bias,
-#endif
-                        __global float *restrict y) {
-#ifdef SWIGLU
-  v *= gate / ((VR)(1.0f) + exp(-gate));
-#endif
-  union {
-    VR vector;
-    float lane[R];
-  } out = {v};
-  for (int r = 0; r < R; r++) {
-    const size_t row = g * R + r;
-    if (row < N) {
-      float value = out.lane[r];
-#ifdef BIAS
-      value += bias[row];
-#endif
-#ifdef ADD
-      value += y[row];
-#endif
-      y[row] = value;
-    }
-  }
-}
-
 __kernel __attribute__((reqd_work_group_size(LX, KS, 1)))
-void gemv(WEIGHT_ARGS(w), __global const float *restrict x,
-#ifdef BIAS
-          __global const float *restrict bias,
-#endif
+void gemv(WEIGHT_ARGS(w), __global const float *restrict x, BIAS_ARG
           __global float *restrict y) {
   const int tile = get_global_id(0);
   const int part = get_local_id(1);
@@ -119,12 +84,6 @@ void gemv(WEIGHT_ARGS(w), __global const float *restrict x,
 #pragma unroll
   for (int i = 0; i < G; i++) {
     const size_t g = (size_t)tile * G + i;
-    if (g < OUT_GROUPS) {
-      store_group(g, acc[i * P + P - 1], acc[i * P],
-#ifdef BIAS
-                  bias,
-#endif
-                  y);
-    }
+    if (g < OUT_GROUPS) store_group(g, acc[i * P + P - 1], acc[i * P], BIAS_VALUE y);
   }
 }

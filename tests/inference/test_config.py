@@ -46,7 +46,8 @@ def test_sizes_and_style(tmp_path: Path, architecture: Any, style: str, tied: bo
     assert (found.rope.theta, found.rope.dim, found.rope.scaling) == (5e5, 32, "none")
     assert found.rms_eps == pytest.approx(1e-5)
     assert (found.tied, found.qkv_bias) == (tied, architecture == "qwen2")
-    assert (found.output_bias, found.qk_norm) == (False, architecture == "qwen3")
+    assert (found.output_bias, found.ffn_bias) == (False, False)
+    assert found.qk_norm == (architecture == "qwen3")
     assert (found.temperature, found.top_k, found.top_p) == (None, None, None)
 
 
@@ -163,10 +164,11 @@ def whole_file(path: Path) -> list[str]:
 
 def test_every_tensor_is_needed(tmp_path: Path) -> None:
     options: dict[str, Any] = {"architecture": "qwen3", "tied": False, "rope_factors": True}
-    options |= {"bias": True, "output_bias": True}
+    options |= {"bias": True, "output_bias": True, "ffn_bias": True}
     whole = config(tmp_path, **options)
     absent_means_something = (
         "output.weight", "rope_freqs.weight", "blk.0.attn_q.bias", "blk.0.attn_output.bias",
+        "blk.0.ffn_down.bias",
     )  # fmt: skip
     names = [name for name, _ in tensor_shapes(whole)]
     assert set(names) == set(whole_file(tmp_path))
@@ -181,6 +183,8 @@ def test_a_bias_that_nobody_would_add_is_refused(tmp_path: Path) -> None:
         config(tmp_path, bias=True, without="blk.0.attn_q.bias".__eq__)
     with pytest.raises(UnsupportedModel, match=r"blk\.1\.attn_output\.bias"):
         config(tmp_path, output_bias=True, without="blk.0.attn_output.bias".__eq__)
+    with pytest.raises(UnsupportedModel, match=r"blk\.0\.ffn_gate\.bias"):
+        config(tmp_path, ffn_bias=True, without="blk.0.ffn_down.bias".__eq__)
 
 
 def test_unsupported_weight_type_is_named(tmp_path: Path) -> None:

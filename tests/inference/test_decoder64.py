@@ -74,7 +74,13 @@ def test_options_change_the_result(tmp_path: Path) -> None:
     yarn = {"llama.rope.scaling.original_context_length": 64, **linear}
     yarn["llama.rope.scaling.type"] = "yarn"
     variants: list[dict[str, Any]] = [{}, {"rope_factors": True}, {"metadata": linear}]
-    variants += [{"metadata": yarn}, {"rope_theta": 1e6}, {"bias": True}, {"output_bias": True}]
+    variants += [
+        {"metadata": yarn},
+        {"rope_theta": 1e6},
+        {"bias": True},
+        {"output_bias": True},
+        {"ffn_bias": True},
+    ]
     variants += [{"tied": False}, {"architecture": "qwen2", "bias": False}]
     variants += [{"architecture": "qwen3"}]
     results = [

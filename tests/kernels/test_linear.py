@@ -35,7 +35,7 @@ def random_workload(op: str, dtype: str, fuse: str, rng: np.random.Generator) ->
     n, k = int(rng.integers(1, 150)), step * int(rng.integers(1, 200 // step + 1))
     if op == "embedding":
         return Workload.of(op, k=k, m=int(rng.integers(1, 9)), n=n, w=dtype)
-    bias = "yes" if rng.integers(2) and fuse != "swiglu" else "no"
+    bias = "yes" if rng.integers(2) else "no"
     workload = Workload.of(op, bias=bias, fuse=fuse, k=k, n=n, w=dtype)
     return workload.replace(m=int(rng.integers(2, 40))) if op == "gemm" else workload
 

@@ -27,6 +27,8 @@ TINY: dict[str, tuple[str, ...]] = {
         "gemm bias=yes fuse=none k=64 m=5 n=19 w=f16",
         "gemm bias=no fuse=add k=96 m=5 n=19 w=q8_0",
         "gemm bias=no fuse=swiglu k=64 m=5 n=19 w=q4_0",
+        "gemm bias=yes fuse=swiglu k=64 m=5 n=19 w=q4_0",
+        "gemm bias=yes fuse=add k=64 m=5 n=19 w=f32",
         "gemm bias=yes fuse=none k=96 m=5 n=19 w=q4_1",
     ),
     "gemv": (
@@ -34,6 +36,8 @@ TINY: dict[str, tuple[str, ...]] = {
         "gemv bias=yes fuse=none k=96 n=37 w=f16",
         "gemv bias=no fuse=add k=96 n=37 w=q8_0",
         "gemv bias=no fuse=swiglu k=96 n=37 w=q4_0",
+        "gemv bias=yes fuse=swiglu k=96 n=37 w=q4_0",
+        "gemv bias=yes fuse=add k=96 n=37 w=f32",
         "gemv bias=yes fuse=none k=96 n=37 w=q4_1",
     ),
     "rmsnorm": ("rmsnorm d=67 eps=1e-05 m=3",),

@@ -83,6 +83,7 @@ def write_model(
     tied: bool = True,
     bias: bool | None = None,
     output_bias: bool = False,
+    ffn_bias: bool = False,
     template: str | None = CHATML,
     seed: int = 0,
     metadata: Mapping[str, Any] | None = None,
@@ -134,6 +135,10 @@ def write_model(
             block["attn_v.bias"] = vector(kv_dim, 0)
         if output_bias:
             block["attn_output.bias"] = vector(hidden, 0)
+        if ffn_bias:
+            block["ffn_gate.bias"] = vector(intermediate, 0)
+            block["ffn_up.bias"] = vector(intermediate, 0)
+            block["ffn_down.bias"] = vector(hidden, 0)
         if architecture == "qwen3":
             block["attn_q_norm.weight"] = vector(head_dim, 1)
             block["attn_k_norm.weight"] = vector(head_dim, 1)
