@@ -10,9 +10,11 @@ import traceback
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import ClkilnError
+from .common import CONTEXT
 
 #: Command -> what it does. The module of that name holds the click command ``command``.
 COMMANDS = {
@@ -23,8 +25,8 @@ COMMANDS = {
     "cache": "Where the cache file lies, what is in it, and emptying it.",
     "pull": "Fetch a model of the catalog.",
     "devices": "List the OpenCL devices.",
+    "completion": "Let a shell complete command lines.",
 }
-CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
 class LazyGroup(click.Group):
@@ -39,6 +41,12 @@ class LazyGroup(click.Group):
         command = import_module(f".{name}", __package__).command
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # The group's own way would import every command for its help.
+        names = [(name, text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        items = [CompletionItem(name, help=text) for name, text in names]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -11,7 +11,7 @@ import click
 
 from .. import __version__
 from ..errors import UsageError
-from .common import print_json, shared, warn
+from .common import model_argument, print_json, shared, warn
 
 if TYPE_CHECKING:
     from ..inference.engine import Engine
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.argument("model")
+@model_argument
 @click.option("-p", "prompt", type=click.IntRange(0), default=512, show_default=True,
               help="Prompt tokens; 0: no such test.")  # fmt: skip
 @click.option("-n", "tokens", type=click.IntRange(0), default=128, show_default=True,

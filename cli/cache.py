@@ -8,9 +8,7 @@ from pathlib import Path
 import click
 
 from ..errors import CacheError, UsageError
-from .common import note, print_json, shared
-
-CONTEXT = {"help_option_names": ["-h", "--help"]}
+from .common import CONTEXT, note, print_json, shared
 
 
 @click.group("cache", context_settings=CONTEXT)

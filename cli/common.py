@@ -10,7 +10,12 @@ from typing import Any, TypeVar
 
 import click
 
+from . import completers
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: Every command answers to both.
+CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
 def shared(*names: str) -> Callable[[F], F]:
@@ -18,7 +23,7 @@ def shared(*names: str) -> Callable[[F], F]:
 
     def add(function: F) -> F:
         for name in reversed((*names, "debug")):
-            function = _OPTIONS[name](function)
+            function = OPTIONS[name](function)
         return function
 
     return add
@@ -28,10 +33,12 @@ def _ignore(context: click.Context, parameter: click.Parameter, value: Any) -> N
     """``--debug`` is read where errors are caught; here it only has to be allowed."""
 
 
-_OPTIONS: dict[str, Callable[[Any], Any]] = {
+#: The options that several commands have; :func:`shared` adds them.
+OPTIONS: dict[str, Callable[[Any], Any]] = {
     "device": click.option(
         "--device",
         metavar="DEVICE",
+        shell_complete=completers.devices,
         help="Index, part of the name, PLATFORM:NAME, gpu or cpu (see clkiln devices).",
     ),
     "cache": click.option(
@@ -44,6 +51,7 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--variant",
         multiple=True,
         metavar="[OP=]KIND",
+        shell_complete=completers.variants,
         help="Force buffer or image kernels: all that have them, or one operation's.",
     ),
     "debug": click.option(
@@ -52,9 +60,25 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def model_argument(function: F) -> F:
+    """The argument MODEL."""
+    return click.argument("model", shell_complete=completers.models)(function)
+
+
 def print_json(data: Any) -> None:
     """One JSON document on standard output."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+#: Control characters beside tab and line breaks: what a model made up shall not steer a terminal.
+_UNSEEN = dict.fromkeys((*range(32), *range(127, 160)), "�")
+for _code in map(ord, "\t\n\r"):
+    del _UNSEEN[_code]
+
+
+def say(piece: str) -> None:
+    """A piece of an answer on standard output, at once; in a pipe it goes through unchanged."""
+    click.echo(piece.translate(_UNSEEN) if sys.stdout.isatty() else piece, nl=False)
 
 
 def warn(text: str) -> None:

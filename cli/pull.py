@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from .common import is_terminal, print_json, shared
+from .common import is_terminal, model_argument, print_json, shared
 
 
 @click.command("pull")
-@click.argument("model")
+@model_argument
 @shared("json")
 def command(model: str, as_json: bool) -> None:
     """Fetch MODEL, a catalog entry such as smollm2-135m; one that is there already stays."""

@@ -9,13 +9,14 @@ import click
 
 from ..errors import CacheError
 from .common import note, print_json, shared
+from .completers import operations
 
 
 @click.command("report")
 @click.argument("cachefiles", nargs=-1, metavar="[CACHEFILE]...", type=click.Path(path_type=Path))
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path),
               help="Write one self-contained page.")  # fmt: skip
-@click.option("--kernel", metavar="NAME", help="Only this operation.")
+@click.option("--kernel", metavar="NAME", shell_complete=operations, help="Only this operation.")
 @shared("device", "cache", "json")
 def command(
     cachefiles: tuple[Path, ...],

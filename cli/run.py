@@ -10,64 +10,47 @@ import click
 
 from ..errors import UsageError
 from .clock import since_process_start
-from .common import note, print_json, rate, shared, warn
+from .common import model_argument, note, print_json, say, shared, warn
+from .generation import loading, sampling
 
 if TYPE_CHECKING:
     from ..inference.engine import Completion, Engine
 
 
 @click.command("run")
-@click.argument("model")
+@model_argument
 @click.argument("prompt", required=False)
-@click.option("-n", "--max-tokens", type=click.IntRange(1), default=512, show_default=True)
-@click.option(
-    "--temp", "--temperature", "temperature", type=click.FloatRange(0),
-    help="0 is greedy.  [default: the model's own, else 0.7]",
-)  # fmt: skip
-@click.option("--top-k", type=click.IntRange(0), help="Keep the k likeliest tokens; 0: all.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Nucleus sampling.")
-@click.option("--seed", type=click.IntRange(0), help="Repeat a sampled answer.")
-@click.option("-c", "--ctx-size", type=click.IntRange(1), help="Context in tokens.")
+@click.option("-f", "--file", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+              help="Read the prompt from FILE; - is standard input.", metavar="FILE")  # fmt: skip
+@sampling
 @click.option("--raw", is_flag=True, help="Pass the prompt without the chat template.")
 @click.option("--verbose", is_flag=True, help="Say which device, kernels and times, and why.")
-@click.option("--require-cache", is_flag=True, help="Fail if anything would compile or fall back.")
-@shared("device", "cache", "variant", "json")
+@loading
+@shared("json")
 def command(
     model: str,
     prompt: str | None,
-    max_tokens: int,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-    ctx_size: int | None,
+    file: str | None,
     raw: bool,
     verbose: bool,
-    require_cache: bool,
-    device: str | None,
-    cache: Path | None,
-    variant: tuple[str, ...],
     as_json: bool,
+    sampling: dict[str, Any],
+    loading: dict[str, Any],
 ) -> None:
     """Answer PROMPT with MODEL (a .gguf file or a catalog entry).
 
-    Without PROMPT, standard input is the prompt.
+    Without PROMPT and --file, standard input is the prompt. One line break at the end of a file
+    or of standard input is no part of the prompt.
     """
     from ..inference.engine import Engine
 
-    text = _read_prompt() if prompt is None else prompt
-    with Engine.load(
-        model, device, cache, require_cache=require_cache, ctx_size=ctx_size, variant=variant,
-        warn=warn,
-    ) as engine:  # fmt: skip
+    text = _prompt(prompt, file)
+    with Engine.load(model, **loading, warn=warn) as engine:
         startup = since_process_start()
-        stream = engine.stream(
-            text, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            seed=seed, raw=raw,
-        )  # fmt: skip
+        stream = engine.stream(text, raw=raw, **sampling)
         for piece in stream:
             if not as_json:
-                click.echo(piece, nl=False)
+                say(piece)
         if as_json:
             print_json(_result(engine, stream.completion, startup))
         else:
@@ -76,16 +59,34 @@ def command(
             _explain(engine, stream.completion, startup)
 
 
-def _read_prompt() -> str:
+def _prompt(prompt: str | None, file: str | None) -> str:
+    if prompt is not None:
+        if file is not None:
+            raise UsageError(f"two prompts, PROMPT and --file {file}: give one of them")
+        return prompt
+    where = "on standard input" if file in (None, "-") else f"in {file}"
+    try:
+        text = _standard_input() if file in (None, "-") else _content(Path(str(file)))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt {where} is not UTF-8: {error.reason}") from error
+    if not text.strip():
+        hint = ": give one as an argument or on standard input" if file is None else f" {where}"
+        raise UsageError(f"no prompt{hint}")
+    return text.removesuffix("\n")
+
+
+def _content(path: Path) -> str:
+    try:
+        # A file from elsewhere may begin with a byte order mark.
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read the prompt in {path}: {error.strerror}") from error
+
+
+def _standard_input() -> str:
     if sys.stdin.isatty():
         note("reading the prompt from standard input, end with Ctrl-D")
-    try:
-        text = sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the prompt on standard input is not UTF-8: {error.reason}") from error
-    if not text.strip():
-        raise UsageError("no prompt: give one as an argument or on standard input")
-    return text
+    return sys.stdin.read()
 
 
 def _result(engine: Engine, completion: Completion, startup: float) -> dict[str, Any]:
@@ -115,33 +116,12 @@ def _result(engine: Engine, completion: Completion, startup: float) -> dict[str,
 
 
 def _explain(engine: Engine, completion: Completion, startup: float) -> None:
-    """``--verbose``: what ran where, and what it cost, on standard error."""
-    from ..inference.plan import origins
+    from .explain import explain_answer, explain_device, explain_programs
 
-    runner, timing = engine.runner, completion.timing
-    counts = runner.loader.counts
-    chosen = origins(runner.planner.choices)
-    parts = ", ".join(f"{count} {origin}" for origin, count in sorted(chosen.items()))
-    slowest = max(runner.planner.first_launches.values(), default=0.0)
-    note(f"device:     {engine.device.name} ({engine.device_reason})")
-    note(f"driver:     {engine.device.platform_version} {engine.device.driver_version}")
-    note(f"cache file: {engine.store.path or 'none, nothing is kept'}")
-    note(f"kernels:    {parts}")
+    explain_device(engine)
+    explain_programs(engine)
     note(
-        f"programs:   {counts.from_cache} from the cache file, {counts.compiled} compiled, "
-        f"{counts.seconds * 1e3:.0f} ms; slowest first launch {slowest * 1e3:.1f} ms over its next"
+        f"start:      {startup:.2f} s, of which weights {engine.runner.weights_seconds:.2f} s; "
+        f"first token after {startup + (completion.timing['first_token_s'] or 0):.2f} s"
     )
-    for line in engine.fallbacks():
-        note(f"fallback:   {line}")
-    note(
-        f"start:      {startup:.2f} s, of which weights {runner.weights_seconds:.2f} s; "
-        f"first token after {startup + (timing['first_token_s'] or 0):.2f} s"
-    )
-    note(
-        f"prefill:    {len(completion.prompt_token_ids)} tokens, "
-        f"{rate(timing['prefill_tok_s'])} tokens/s"
-    )
-    note(
-        f"decode:     {len(completion.token_ids)} tokens, {rate(timing['decode_tok_s'])} tokens/s; "
-        f"seed {completion.seed}"
-    )
+    explain_answer(completion)

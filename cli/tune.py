@@ -8,20 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import note, print_json, rate, shared, warn
+from .common import model_argument, note, print_json, rate, shared, warn
+from .completers import operations
 
 if TYPE_CHECKING:
     from ..api import TuneSummary
 
 
 @click.command("tune")
-@click.argument("model")
+@model_argument
 @click.option(
     "--level", type=click.Choice(["fast", "normal", "wide", "exhaustive"]), default="normal",
     show_default=True, help="How long to search: 45 s, 5 min, 30 min, everything.",
 )  # fmt: skip
 @click.option("--budget", metavar="TIME", help="End after this time, for example 90s or 5m.")
-@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this operation.")
+@click.option(
+    "--kernel",
+    "kernels",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=operations,
+    help="Only this operation.",
+)
 @click.option("--force", is_flag=True, help="Search again what is done already.")
 @click.option("--dry-run", is_flag=True, help="Say what would be searched, and how long.")
 @shared("device", "cache", "variant", "json")

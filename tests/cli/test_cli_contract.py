@@ -19,7 +19,7 @@ Call = Callable[..., Result]
 FLAGS: dict[str, str] = {
     "": "--version",
     "run": "--device --cache --json -n --max-tokens --temp --temperature --top-k --top-p --seed -c "
-    "--ctx-size --raw --verbose --require-cache --variant --debug",
+    "--ctx-size --raw --verbose --require-cache --variant --kv-dtype -f --file --debug",
     "tune": "--device --cache --json --level --budget --kernel --force --dry-run --variant --debug",
     "bench": "--device --cache --json -p -n -r -o --variant --debug",
     "report": "--device --cache --json --html --kernel --debug",
@@ -28,6 +28,7 @@ FLAGS: dict[str, str] = {
     "cache info": "--device --cache --json --debug",
     "cache clear": "--device --cache --json --binaries --yes --debug",
     "pull": "--json --debug",
+    "completion": "--debug",
     "devices": "--device --cache --json --debug",
 }
 
@@ -40,6 +41,17 @@ def test_help(call: Call, command: str, flag: str) -> None:
     assert result.out.startswith(f"Usage: clkiln {command}".rstrip())
     words = result.out.replace(",", " ").split()
     assert set(FLAGS[command].split()) <= set(words)
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("command", FLAGS)
+def test_help_fits_80_columns(
+    call: Call, monkeypatch: pytest.MonkeyPatch, command: str, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = call(*command.split(), "-h").out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert not any("\x1b" in line for line in lines)
 
 
 def test_help_lists_every_command(call: Call) -> None:
@@ -56,10 +68,13 @@ def test_version(call: Call) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        "", "cook", "--cook", "run", "tune", "bench", "pull", "cache", "cache eat",
+        "cook", "--cook", "run", "tune", "bench", "pull", "cache eat",
         "run MODEL a b", "run MODEL a --cook", "run MODEL a -n 0", "run MODEL a -n x",
         "run MODEL a --temp -1", "run MODEL a --temp warm", "run MODEL a --temp nan",
-        "run MODEL a --top-k -1", "run MODEL a --top-p 0", "run MODEL a --top-p 1.5",
+        "run MODEL a --temp inf", "run MODEL a --temp=", "run MODEL a --kv-dtype f8",
+        "run MODEL a -f nothing.txt", "run MODEL -f .", "run MODEL -f", "run MODEL a -f -",
+        "run MODEL a --top-k -1", "run MODEL a --top-p nan", "run MODEL a --seed 1.5",
+        "run MODEL a --top-p 0", "run MODEL a --top-p 1.5",
         "run MODEL a --seed -1", "run MODEL a -c 0", "run MODEL a -c 1025",
         "run MODEL a --variant tape", "run MODEL a --variant gemv", "run MODEL a --variant gemv=",
         "run MODEL a --variant gemv=tape", "run MODEL a --variant cook=image",
@@ -69,6 +84,7 @@ def test_version(call: Call) -> None:
         "tune MODEL --budget -5m", "tune MODEL --budget=", "tune MODEL --kernel cook",
         "tune MODEL --dry-run --kernel cook", "tune MODEL --variant tape",
         "bench MODEL -p -1", "bench MODEL -r 0", "bench MODEL -o pdf", "bench MODEL -p 0 -n 0",
+        "completion cook", "completion bash zsh", "pull a b", "devices a", "cache path a",
         "bench MODEL -p 5000", "bench MODEL --variant tape",
     ],
 )  # fmt: skip
@@ -78,9 +94,27 @@ def test_wrong_usage(call: Call, model: Path, device: str, arguments: str) -> No
         words += ["--device", device]
     result = call(*words)
     assert (result.code, result.out) == (2, ""), result
-    assert result.err
-    assert "Traceback" not in result.err
+    assert is_one_line(result.err) or is_usage(result.err), result.err
     assert "--debug shows where" not in result.err
+
+
+@pytest.mark.parametrize("group", ["", "cache"])
+def test_a_group_alone_shows_its_help(call: Call, group: str) -> None:
+    result = call(*group.split())
+    assert (result.code, result.out) == (2, "")
+    assert result.err == call(*group.split(), "-h").out
+
+
+def is_one_line(err: str) -> bool:
+    return err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+
+
+def is_usage(err: str) -> bool:
+    """Click's form: the usage, where to find help, and one line that says what is wrong."""
+    head, _, problem = err.rpartition("\n\n")
+    usage, hint = head.rsplit("\n", 1) if "\n" in head else ("", "")
+    clear = problem.startswith("Error: ") and problem.count("\n") == 1
+    return usage.startswith("Usage: clkiln") and hint.startswith("Try 'clkiln") and clear
 
 
 # -- models ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import clk_cli
 import clk_engine
 from clk_cli import Result
 from clkiln.cache.store import Store
+from clkiln.inference.engine import Engine
 
 Call = Callable[..., Result]
 
@@ -60,12 +61,63 @@ def test_text_goes_to_standard_output_and_all_else_to_standard_error(
 
 def test_the_prompt_may_come_from_standard_input(run: Call, answer: Any) -> None:
     assert run(*GREEDY, stdin=QUESTION).out == answer.text + "\n"
-    other = run(*GREEDY, stdin="Something else\n")
-    assert other.code == 0
+    assert run(*GREEDY, stdin=QUESTION + "\n").out == answer.text + "\n", "as echo writes it"
+    assert run(*GREEDY, "-f", "-", stdin=QUESTION).out == answer.text + "\n"
     for nothing in ("", " \n\t\n"):
         result = run(*GREEDY, stdin=nothing)
         assert (result.code, result.out) == (2, "")
         assert result.err == "error: no prompt: give one as an argument or on standard input\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [QUESTION.encode(), f"{QUESTION}\n".encode(), f"\ufeff{QUESTION}\r\n".encode()],
+    ids=["plain", "with a line break", "with a byte order mark"],
+)
+def test_the_prompt_may_come_from_a_file(
+    run: Call, answer: Any, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "a prompt.txt"
+    path.write_bytes(content)
+    data = json.loads(run(*GREEDY, "--json", "-f", path, stdin="not this").out)
+    assert data["prompt_token_ids"] == answer.prompt_token_ids
+
+
+def test_only_one_line_break_is_no_part_of_a_prompt(run: Call, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_text("A poem:\n\n\n")
+    ids = [
+        json.loads(run(*words, *GREEDY, "--raw", "--json").out)["prompt_token_ids"]
+        for words in (["--file", path], ["A poem:\n\n"])
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_prompt_files_that_are_none(run: Call, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    for content, problem in ((b"\xff\xfe", "is not UTF-8"), (b" \n\n", "no prompt in")):
+        path.write_bytes(content)
+        result = run("--file", path)
+        assert (result.code, result.out) == (2, "")
+        assert problem in result.err and str(path) in result.err
+    path.write_text("Hello")
+    result = run("Hello", "-f", path)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"error: two prompts, PROMPT and --file {path}: give one of them\n"
+
+
+def test_a_float16_cache_is_asked_for(run: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    load = Engine.load
+
+    def spy(*arguments: Any, **named: Any) -> Engine:
+        asked.append(named["kv_dtype"])
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(Engine, "load", spy)
+    for flags in ([], ["--kv-dtype", "f16"]):
+        assert run(QUESTION, *GREEDY, *flags).code == 0
+    assert asked == ["f32", "f16"]
 
 
 @pytest.mark.parametrize(("errors", "code"), [("strict", 2), ("surrogateescape", 0)])

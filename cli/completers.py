@@ -1,0 +1,52 @@
+"""What a shell offers after Tab beside commands and options: models, devices, operations.
+
+Whatever goes wrong here offers nothing: a half-typed line is no place for an error message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+from click.shell_completion import CompletionItem
+
+Items = list[CompletionItem]
+
+
+def models(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """Names of the catalog, and files where none of them fits."""
+    from ..inference.catalog import CATALOG
+
+    # Files first: click's script for bash forgets what stands before them.
+    return [CompletionItem(incomplete, type="file"), *_those(CATALOG, incomplete)]
+
+
+def devices(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """``cpu``, ``gpu`` and the index of each device, with its name for shells that show it.
+
+    Names themselves hold spaces and brackets, which no two shells complete alike.
+    """
+    items = _those(("cpu", "gpu"), incomplete)
+    try:
+        from ..runtime.device import list_devices
+
+        found = [(str(device.info.index), device.info.name) for device in list_devices()]
+    except Exception:
+        return items
+    return items + [CompletionItem(i, help=name) for i, name in found if i.startswith(incomplete)]
+
+
+def operations(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """The operations that have kernels."""
+    from ..kernels import OPERATIONS
+
+    return _those(OPERATIONS, incomplete)
+
+
+def variants(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """The kinds of memory; after ``OP=``, which bash takes for a word of its own, nothing."""
+    return _those(("buffer", "image"), incomplete)
+
+
+def _those(names: Iterable[str], incomplete: str) -> Items:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]

@@ -1,0 +1,87 @@
+"""Options of the commands that answer: how the model is loaded, and how an answer is drawn."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from .common import OPTIONS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A finite number; FloatRange alone lets ``nan`` through."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+def _gathered(name: str, *options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Add ``options`` and hand their values to the command as one dictionary called ``name``."""
+
+    def add(function: Any) -> Any:
+        before = len(getattr(function, "__click_params__", ()))
+        for option in reversed(options):
+            function = option(function)
+        added = function.__click_params__[before:]
+        names = [parameter.name for parameter in added if parameter.expose_value]
+
+        # wraps: click finds the options on the function that it is given.
+        @functools.wraps(function)
+        def gather(**values: Any) -> Any:
+            return function(**{name: {key: values.pop(key) for key in names}, **values})
+
+        return gather
+
+    return add
+
+
+#: Keywords of :meth:`Engine.stream` and :meth:`Engine.chat_stream`.
+sampling = _gathered(
+    "sampling",
+    click.option(
+        "-n", "--max-tokens", type=click.IntRange(1), metavar="N", default=512, show_default=True,
+        help="The longest answer, in tokens.",
+    ),
+    click.option(
+        "--temp", "--temperature", "temperature", type=Number(0), metavar="T",
+        help="0 is greedy.  [default: the model's own, else 0.7]",
+    ),
+    click.option(
+        "--top-k", type=click.IntRange(0), metavar="K",
+        help="Keep the k likeliest tokens; 0: all.",
+    ),
+    click.option(
+        "--top-p", type=Number(0, 1, min_open=True), metavar="P",
+        help="Keep the likeliest tokens that reach P together; 1: all.",
+    ),
+    click.option("--seed", type=click.IntRange(0), metavar="N", help="Repeat a sampled answer."),
+)  # fmt: skip
+
+#: Keywords of :meth:`Engine.load`.
+loading = _gathered(
+    "loading",
+    click.option(
+        "-c", "--ctx-size", type=click.IntRange(1), metavar="N", help="Context in tokens."
+    ),
+    click.option(
+        "--kv-dtype", type=click.Choice(["f32", "f16"]), default="f32", show_default=True,
+        help="Keys and values: f16 takes half the memory, and rounds.",
+    ),
+    click.option(
+        "--require-cache", is_flag=True, help="Fail if anything would compile or fall back."
+    ),
+    *(OPTIONS[name] for name in ("device", "cache", "variant")),
+)  # fmt: skip
