@@ -1,0 +1,59 @@
+"""Every command, script and file of README and docs, followed to the letter."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from clk_docs import Reader, blocks, commands_on_path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_kernel_is_added_as_the_page_says(tmp_path: Path) -> None:
+    tree = tmp_path / "clkiln"
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    environment = commands_on_path(
+        tmp_path, PYTHONPATH=str(tmp_path), CLKILN_CACHE_DIR=str(tmp_path / "cache")
+    )
+    reader = Reader(tree, environment)
+    found = list(blocks(ROOT / "docs/adding-a-kernel.md"))
+    assert {block.language for block in found} == {"c", "python", "diff", "console"}
+    for block in found:
+        reader.follow(block)
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    """Each heading's pieces between dots stand in one string of the source, in that order."""
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^### `(.+)`$", page, re.MULTILINE)
+    assert len(quoted) > 15
+    spoken = [text for file in sources() for text in strings(ast.parse(file.read_text("utf-8")))]
+    unknown = [heading for heading in quoted if not any(says(text, heading) for text in spoken)]
+    assert unknown == []
+
+
+def sources() -> Iterator[Path]:
+    for file in ROOT.rglob("*.py"):
+        room = file.relative_to(ROOT).parts[0]
+        if room not in ("tests", "benchmarks", "examples", "build") and not room.startswith("."):
+            yield file
+
+
+def strings(tree: ast.AST) -> Iterator[str]:
+    """Every string of a module; the holes of an f-string as a NUL."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            parts = (p.value if isinstance(p, ast.Constant) else "\0" for p in node.values)
+            yield "".join(map(str, parts))
+
+
+def says(text: str, heading: str) -> bool:
+    pieces = (re.escape(piece.strip()) for piece in heading.split("…"))
+    return re.search(".*".join(pieces), text, re.DOTALL) is not None
