@@ -16,7 +16,7 @@ QUESTION ?= What is the capital of France?
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install check format test test-long model demo clean
+.PHONY: help install check format test test-long walk model demo clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ test: check model ## everything that CI runs
 
 test-long: install model ## the tests that take minutes
 	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+walk: ## follow the README, command by command, in a fresh clone
+	$(PYTHON) tests/walk.py
 
 demo: export CLKILN_CACHE_DIR := $(DEMO)
 demo: export CLKILN_MODELS_DIR := $(MODELS)
