@@ -65,6 +65,11 @@ class Store(Reader):
             warn(f"{text}; going on without it, nothing is kept")
             return cls(connect_memory(), None, warn, tolerant=True)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what is put in is there for the next process."""
+        return self._write_allowed and self._path is not None
+
     def close(self) -> None:
         """Close the file; the store is of no use afterwards."""
         self._connection.close()

@@ -6,18 +6,22 @@ import hashlib
 import logging
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..errors import BuildError, CacheMissError, LaunchError
 from .context import Context
+from .cubin import Linker, is_ptx
 from .opencl import cl
 
 logger = logging.getLogger(__name__)
 
 #: Raise it when a stored binary would mean something else than before.
 BINARY_FORMAT = 1
+#: Threads that link PTX into machine code, outside the interpreter's lock.
+LINK_THREADS = 8
 #: Turns off pyopencl's own cache, a pickle under a global lock; its types know no False.
 NO_CACHE: Any = False
 
@@ -36,8 +40,13 @@ class Source(Protocol):
 
 
 class BinaryStore(Protocol):
-    """Where binaries are kept between runs. It returns only what it has verified."""
+    """Where binaries are kept between runs. It returns only what it has verified.
 
+    ``keeps`` is False where nothing put in stays, as in a file that cannot be written.
+    """
+
+    @property
+    def keeps(self) -> bool: ...
     def get_binaries(self, keys: Iterable[str]) -> dict[str, bytes]: ...
     def put_binary(self, key: str, payload: bytes, *, label: str, driver: str) -> None: ...
 
@@ -57,6 +66,7 @@ class Program:
 
     def __init__(self, context: Context, handle: cl.Program, source: Source, label: str) -> None:
         self.context, self.handle, self.name, self.label = context, handle, source.kernel, label
+        self.source = source
         #: Set by whoever has seen a launch of it finish: only then is the binary complete.
         self.launched = False
         #: The launch whose arguments the kernel holds.
@@ -108,6 +118,7 @@ class ProgramLoader:
         self.counts = ProgramCounts()
         self._programs: dict[str, Program] = {}
         self._binaries: dict[str, bytes] = {}
+        #: Programs to keep, once launched: what was compiled, and what was loaded from PTX.
         self._fresh: dict[str, Program] = {}
 
     def key(self, source: Source) -> str:
@@ -131,9 +142,11 @@ class ProgramLoader:
             self.prefetch([source])
         start = time.perf_counter()
         binary = self._binaries.pop(key, None)
-        program = None if binary is None else self._from_binary(binary, source, label)
-        if program is not None:
+        program = None if binary is None else self._cached(binary, source, label)
+        if binary is not None and program is not None:
             self.counts.from_cache += 1
+            if is_ptx(binary):
+                self._fresh[key] = program
         else:
             if self.require_cache:
                 raise CacheMissError(f"{label}: no binary for it in the cache file")
@@ -146,24 +159,57 @@ class ProgramLoader:
         return program
 
     def keep_fresh(self) -> None:
-        """Store the binaries of what was compiled and launched since the last call."""
-        ready = {key: program for key, program in self._fresh.items() if program.launched}
-        for key, program in ready.items():
-            del self._fresh[key]
-            if self.store is not None:
-                self.store.put_binary(
-                    key, program.binary(), label=program.label, driver=self.context.info.driver_key
-                )
+        """Store the binaries of what was compiled and launched since the last call.
 
-    def _from_binary(self, binary: bytes, source: Source, label: str) -> Program | None:
+        PTX is stored as machine code, what came from the store as PTX included.
+        """
+        ready = {key: program for key, program in self._fresh.items() if program.launched}
+        for key in ready:
+            del self._fresh[key]
+        if self.store is None or not ready or not self.store.keeps:
+            return
+        programs = list(ready.values())
+        for key, program, binary in zip(ready, programs, self._binaries_of(programs), strict=True):
+            driver = self.context.info.driver_key
+            self.store.put_binary(key, binary, label=program.label, driver=driver)
+
+    def _binaries_of(self, programs: Sequence[Program]) -> list[bytes]:
+        """The binary of each program in the form that loads quickest."""
+        binaries = [program.binary() for program in programs]
+        if not any(map(is_ptx, binaries)):
+            return binaries
+        linker = Linker()
         try:
-            handle = cl.Program(self.context.handle, [self.context.device.handle], [binary])
-            handle.build(options=list(source.options), cache_dir=NO_CACHE)
-            program = Program(self.context, handle, source, label)
-            program.kernel()
+            with ThreadPoolExecutor(LINK_THREADS) as pool:
+                linked = list(pool.map(linker.link, binaries))
+        finally:
+            linker.close()
+        return [
+            cubin if cubin is not None and self._loads(cubin, program) else binary
+            for program, binary, cubin in zip(programs, binaries, linked, strict=True)
+        ]
+
+    def _loads(self, binary: bytes, program: Program) -> bool:
+        """Whether the driver takes ``binary`` for ``program``: tried before it is kept."""
+        try:
+            self._from_binary(binary, program.source, program.label)
+        except (cl.Error, LaunchError) as error:
+            logger.debug("%s: the driver refused machine code: %s", program.label, error)
+            return False
+        return True
+
+    def _cached(self, binary: bytes, source: Source, label: str) -> Program | None:
+        try:
+            return self._from_binary(binary, source, label)
         except (cl.Error, LaunchError) as error:
             logger.warning("%s: the driver refused its cached binary, compiling: %s", label, error)
             return None
+
+    def _from_binary(self, binary: bytes, source: Source, label: str) -> Program:
+        handle = cl.Program(self.context.handle, [self.context.device.handle], [binary])
+        handle.build(options=list(source.options), cache_dir=NO_CACHE)
+        program = Program(self.context, handle, source, label)
+        program.kernel()
         return program
 
 

@@ -1,8 +1,8 @@
-"""A newcomer's walk: every command of the README, in order, in a fresh clone, as one shell script.
+"""A newcomer's walk: the README's commands, in order, in a fresh clone, as one shell script.
 
-``python tests/walk.py [FOLDER]`` (or ``make walk``) clones this checkout's last commit into FOLDER, or
-a temporary one, with a home folder of its own, and ends with 0 if every command did. Standard library
-only: a newcomer has nothing else.
+``python tests/walk.py [FOLDER]`` (or ``make walk``) clones this checkout's last commit into FOLDER,
+or a temporary one, with a home folder of its own, and ends with 0 if every command did. Standard
+library only: a newcomer has nothing else.
 """
 
 from __future__ import annotations

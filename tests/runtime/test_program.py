@@ -14,8 +14,9 @@ from clkiln.errors import BuildError, CacheMissError, LaunchError
 from clkiln.kernels.source import Source
 from clkiln.kernels.types import Geometry
 from clkiln.runtime.context import Context
+from clkiln.runtime.cubin import Linker
 from clkiln.runtime.launch import Launch
-from clkiln.runtime.program import ProgramLoader, program_key
+from clkiln.runtime.program import Program, ProgramLoader, program_key
 
 FILL = Source(
     "__kernel __attribute__((reqd_work_group_size(4, 1, 1)))\n"
@@ -28,6 +29,8 @@ BROKEN = Source("__kernel void broken(__global int *y) { y[0] = nowhere; }", "br
 
 class Memory:
     """A store in memory that counts how often it was asked."""
+
+    keeps = True
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
@@ -228,3 +231,32 @@ def test_another_value_is_another_program(context: Context, filled: Memory) -> N
     loader = ProgramLoader(context, copy_of(filled))
     assert [launch(loader, with_value(v))[0] for v in (3, 5, 3)] == [7, 9, 7]
     assert (loader.counts.compiled, loader.counts.from_cache) == (1, 1)
+
+
+def test_nothing_is_asked_of_the_driver_where_nothing_is_kept(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Memory()
+    store.keeps = False
+    loader = ProgramLoader(context, store)
+    launch(loader, FILL)
+    monkeypatch.setattr(Program, "binary", lambda program: pytest.fail("asked"))
+    loader.keep_fresh()
+    assert store.kept == {}
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_machine_code_replaces_ptx_where_the_driver_takes_it(
+    context: Context, filled: Memory, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """PoCL's binary stands for machine code: what is kept was loaded once before."""
+    (good,) = filled.kept.values()
+    ptx = b".version 9.0\n.target sm_90, texmode_independent\n"
+    cubin = b"\x7fELF but no program" if refused else good
+    monkeypatch.setattr(Program, "binary", lambda program: ptx)
+    monkeypatch.setattr(Linker, "link", lambda linker, binary: cubin if binary == ptx else None)
+    store = Memory()
+    loader = ProgramLoader(context, store)
+    launch(loader, FILL)
+    loader.keep_fresh()
+    assert list(store.kept.values()) == [ptx if refused else good]

@@ -70,6 +70,8 @@ def test_the_binary_loads_and_computes(bench: Bench) -> None:
     assert outcome.key == program_key(bench.context.info.driver_key, source)
 
     class Kept:
+        keeps = True
+
         def get_binaries(self, keys: object) -> dict[str, bytes]:
             return {outcome.key: outcome.binary}
 
