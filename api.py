@@ -29,12 +29,10 @@ from .cache.store import Store
 from .errors import ClkilnError, UsageError
 from .inference.catalog import resolve
 from .inference.choose import together
-from .inference.config import ModelConfig
 from .inference.devices import choose_device, note_speed
-from .inference.gguf import GGUFFile
 from .inference.graph import Graph, uses
+from .inference.model import open_model
 from .inference.runner import DEFAULT_KV
-from .inference.weights import Weights
 from .kernels import SPECS
 from .kernels.variants import VariantRequest
 from .tuner.levels import LEVELS, parse_budget
@@ -160,10 +158,10 @@ class TuningJob:
         if quantize is not None:
             raise UsageError(f"{model}: quantize={quantize!r} is for weights that are floats")
         self.path = resolve(str(model))
-        file = GGUFFile.open(self.path)
-        self.config = ModelConfig.from_gguf(file)
+        opened = open_model(self.path)
+        self.config = opened.config
         self.name, tied = self.config.name, self.config.tied
-        graph = Graph(self.config, Weights(file, self.config), DEFAULT_KV)
+        graph = Graph(self.config, opened.weights, DEFAULT_KV)
         #: All of the model's workloads, and those of them that are wanted.
         self.uses = uses(graph, self.config.context_length)
         self.wanted = _only(self.uses, kernels)

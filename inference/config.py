@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeGuard
 
 from ..errors import ModelError, UnsupportedModel
-from .gguf import GGUFFile, TensorInfo
+from .gguf import GGUFFile
 from .rope import Rope, RopeScaling, RopeStyle, yarn_attention_factor
+from .tensors import TensorInfo
 
 #: Element types of linear weights and of the embedding that there are kernels for.
 SUPPORTED_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")

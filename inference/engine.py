@@ -29,12 +29,11 @@ from .choose import Chooser, together
 from .config import ModelConfig
 from .detokenize import StreamDecoder
 from .devices import choose_device
-from .gguf import GGUFFile
+from .model import Model, open_model
 from .plan import origins
 from .runner import DEFAULT_KV, KV_DTYPES, Runner
 from .sampling import Sampler, check_logits
 from .tokenizer import Tokenizer
-from .weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +83,14 @@ class Engine:
     """
 
     def __init__(
-        self, runner: Runner, tokenizer: Tokenizer, file: GGUFFile, store: Store, *, why: str
+        self, runner: Runner, tokenizer: Tokenizer, model: Model, store: Store, *, why: str
     ) -> None:
         self.runner, self.tokenizer, self.store = runner, tokenizer, store
         self.config = runner.config
         self.device = runner.context.info
         #: Why this device was chosen, as a phrase.
         self.device_reason = why
-        self._file = file
+        self._model = model
         self._answering: Completion | None = None
 
     @classmethod
@@ -125,8 +124,8 @@ class Engine:
         asked = VariantRequest.parse(variant)
         if kv_dtype not in KV_DTYPES:
             raise UsageError(f"KV cache dtype {kv_dtype!r}: {' or '.join(KV_DTYPES)}")
-        file = GGUFFile.open(resolve(str(model)))
-        config = ModelConfig.from_gguf(file)
+        opened = open_model(resolve(str(model)))
+        config = opened.config
         request = together(asked, config.tied)
         limit = _context_limit(ctx_size, config)
         chosen, why = choose_device(device, config.digest, warn)
@@ -137,10 +136,10 @@ class Engine:
             loader = ProgramLoader(context, store, require_cache=require_cache)
             chooser = Chooser(store, chosen.info.driver_key, chosen.info, request)
             runner = Runner(
-                context, loader, chooser, Weights(file, config), config,
+                context, loader, chooser, opened.weights, config,
                 limit=limit, kv=kv_dtype, warn=warn,
             )  # fmt: skip
-            engine = cls(runner, Tokenizer.from_gguf(file.metadata), file, store, why=why)
+            engine = cls(runner, opened.tokenizer(), opened, store, why=why)
             engine._report_choices(warn)
         except BaseException:
             store.close()
@@ -227,8 +226,12 @@ class Engine:
         from .chat import render
 
         tokenizer = self.tokenizer
-        template = self._file.metadata.get("tokenizer.chat_template")
-        text = render(messages, template, bos=tokenizer.bos_text, eos=tokenizer.eos_text)
+        text = render(
+            messages,
+            self._model.chat_template,
+            bos=tokenizer.bos_text,
+            eos=tokenizer.eos_text,
+        )
         return tokenizer.prompt(text)
 
     def _pieces(

@@ -14,7 +14,6 @@ import os
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError, UnsupportedModel
+from .tensors import TensorInfo
 
 #: ggml type number -> (name, elements in a block, bytes of a block).
 _TYPES: dict[int, tuple[str, int, int]] = {
@@ -57,26 +57,6 @@ _MAX_DIMS = 4
 # The smallest a key-value pair and a tensor description can be, to hold counts against the file.
 _MIN_PAIR, _MIN_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
 _U64 = struct.Struct("<Q")
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a file: ``shape`` in NumPy order (rows, columns), ``offset`` from byte 0."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of the tensor seen as a matrix; 1 for a vector."""
-        return prod(self.shape[:-1])
-
-    @property
-    def row_bytes(self) -> int:
-        return self.nbytes // self.rows
 
 
 class GGUFFile:

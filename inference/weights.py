@@ -1,4 +1,4 @@
-"""A model's weights under the names that the graph uses, from the file's own memory map."""
+"""A model's weights under the names that the graph uses, from the files' own memory map."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numpy as np
 from ..kernels.types import Array
 from ..kernels.weights import Matrix, concatenate
 from .config import ModelConfig
-from .gguf import GGUFFile
+from .tensors import TensorSource
 
 
 class Weights:
     """Logical weights. ``qkv`` and ``gate_up`` are their parts stacked; nothing is kept."""
 
-    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
-        self.file, self.config = file, config
+    def __init__(self, source: TensorSource, config: ModelConfig) -> None:
+        self.source, self.config = source, config
 
     def parts(self, name: str) -> list[str]:
         """The tensors of the file whose rows, one below the other, are the weight ``name``."""
@@ -27,15 +27,15 @@ class Weights:
 
     def dtype(self, name: str) -> str:
         """The dtype of a matrix; parts of several dtypes are widened to float32."""
-        dtypes = {self.file.tensors[f"{part}.weight"].dtype for part in self.parts(name)}
+        dtypes = {self.source.tensors[f"{part}.weight"].dtype for part in self.parts(name)}
         return dtypes.pop() if len(dtypes) == 1 else "f32"
 
     def matrix(self, name: str) -> Matrix:
         """The matrix ``name``: a view of the file where it is one tensor of the file."""
         matrices = []
         for part in self.parts(name):
-            info = self.file.tensors[f"{part}.weight"]
-            raw = self.file.raw(f"{part}.weight")
+            info = self.source.tensors[f"{part}.weight"]
+            raw = self.source.raw(f"{part}.weight")
             matrices.append(Matrix(info.dtype, info.shape[1], raw))
         return concatenate(matrices)
 
@@ -43,13 +43,13 @@ class Weights:
         """A norm's weights or a bias (``blk.0.qkv.bias``) as float32."""
         layer, _, kind = name.rpartition(".")
         if kind != "bias":
-            return self.file.raw(f"{name}.weight").astype(np.float32)
+            return self.source.raw(f"{name}.weight").astype(np.float32)
         return np.concatenate(
-            [self.file.raw(f"{part}.bias").astype(np.float32) for part in self.parts(layer)]
+            [self.source.raw(f"{part}.bias").astype(np.float32) for part in self.parts(layer)]
         )
 
     def rope_table(self, positions: int) -> Array:
         """float32 ``[positions, rope.dim / 2, 2]``: see :meth:`~.rope.Rope.table`."""
         rope = self.config.rope
-        factors = self.file.raw("rope_freqs.weight") if rope.file_factors else None
+        factors = self.source.raw("rope_freqs.weight") if rope.file_factors else None
         return rope.table(positions, factors)

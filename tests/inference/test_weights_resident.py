@@ -74,7 +74,7 @@ def test_a_matrix_of_one_tensor_is_a_view_of_the_file() -> None:
     """Nothing is copied before it is packed; stacked parts can't be views."""
     own = weights("llama q4_0")
     for weight in ("token_embd", "blk.0.attn_output", "blk.0.ffn_down"):
-        assert np.shares_memory(own.matrix(weight).data, own.file.raw(f"{weight}.weight"))
+        assert np.shares_memory(own.matrix(weight).data, own.source.raw(f"{weight}.weight"))
 
 
 @pytest.mark.parametrize("name", ["llama f32 odd", "qwen2 q4_1"])
