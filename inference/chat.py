@@ -5,9 +5,36 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Required, TypedDict
 
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Message(TypedDict, total=False):
+    """A message of a conversation; ``name`` and the like go to the template as they are."""
+
+    role: Required[str]
+    content: Required[str]
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ``UsageError``, naming the message, unless each has a known role and text."""
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+        raise UsageError('messages are a list such as [{"role": "user", "content": "Hello"}]')
+    if not messages:
+        raise UsageError("no messages: a conversation has at least one")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping):
+            raise UsageError(f"message {number} is no mapping with role and content")
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise UsageError(f"message {number}: role {role!r} is none of {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise UsageError(
+                f"message {number}: its content is no text, but {type(content).__name__}"
+            )
 
 
 def render(

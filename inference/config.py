@@ -56,7 +56,8 @@ class ModelConfig:
     ``qk_norm``: each head of q and of k goes through an RMSNorm of its own before the rotary
     embedding. ``qkv_bias``, ``output_bias``, ``ffn_bias``: the linear layers into the
     attention, out of it, and all three of the feed-forward network add one.
-    ``temperature``, ``top_k`` and ``top_p`` are the file's own sampling defaults, or None.
+    ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repeat_penalty`` and ``repeat_last_n`` are
+    the file's own sampling defaults, or None.
     """
 
     architecture: str
@@ -80,6 +81,9 @@ class ModelConfig:
     top_k: int | None
     top_p: float | None
     digest: str
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
 
     @property
     def q_dim(self) -> int:
@@ -135,6 +139,9 @@ class _Builder:
             top_k=None if (top_k := self.default("top_k")) is None else int(top_k),
             top_p=self.default("top_p"),
             digest=self.file.digest(),
+            min_p=self.default("min_p"),
+            repeat_penalty=self.default("penalty_repeat"),
+            repeat_last_n=None if (last := self.default("penalty_last_n")) is None else int(last),
         )
         self.check(config)
         return config
@@ -185,9 +192,15 @@ class _Builder:
     def default(self, name: str) -> float | None:
         """One of the file's sampling defaults; nonsense counts as none (it is only advice)."""
         value = self.file.metadata.get(f"general.sampling.{name}")
-        if not _is_number(value) or not math.isfinite(value) or value < 0:
+        if not _is_number(value) or not math.isfinite(value):
             return None
-        return None if name == "top_p" and not 0 < value <= 1 else float(value)
+        sound = {
+            "top_p": 0 < value <= 1,
+            "min_p": 0 <= value <= 1,
+            "penalty_repeat": value > 0,
+            "penalty_last_n": value >= -1,
+        }
+        return float(value) if sound.get(name, value >= 0) else None
 
     # -- derived values ----------------------------------------------------------------------
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from ..cache.paths import cache_file
 from ..cache.rows import DriverRow
@@ -25,55 +23,22 @@ from ..runtime.context import Context
 from ..runtime.device import Device
 from ..runtime.program import ProgramLoader
 from .catalog import resolve
+from .chat import check_messages, render
 from .choose import Chooser, together
+from .completion import Completion as Completion
+from .completion import Stream
 from .config import ModelConfig
-from .detokenize import StreamDecoder
+from .conversation import Transcript
 from .devices import choose_device
+from .generation import Generation
+from .kv_cache import DEFAULT_KV, KV_DTYPES
 from .model import Model, open_model
+from .options import AnswerOptions, Options, PromptOptions
 from .plan import origins
-from .runner import DEFAULT_KV, KV_DTYPES, Runner
-from .sampling import Sampler, check_logits
+from .runner import Runner
 from .tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-FinishReason = Literal["stop", "length"]
-#: Context without ``ctx_size``: the model's own limit, but at most this many positions.
-DEFAULT_CONTEXT = 8192
-DEFAULT_TEMPERATURE = 0.7
-
-
-@dataclass
-class Completion:
-    """An answer. Times are seconds, speeds tokens per second.
-
-    ``finish_reason`` is ``stop`` (the model ended it) or ``length`` (``max_tokens`` or the context
-    ran out). ``timing``: ``prefill_s``, ``decode_s``, ``first_token_s`` (from the call),
-    ``prefill_tok_s``, ``decode_tok_s`` (None where there was nothing to time).
-    """
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    prompt_token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason = "length"
-    seed: int | None = None
-    timing: dict[str, float | None] = field(default_factory=dict)
-
-
-class Stream:
-    """An answer as it comes: iterate over it for pieces of text, always whole characters.
-
-    ``completion`` holds all of it when the iteration is over.
-    """
-
-    def __init__(self, pieces: Iterator[str], completion: Completion) -> None:
-        self._pieces, self.completion = pieces, completion
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __next__(self) -> str:
-        return next(self._pieces)
 
 
 class Engine:
@@ -91,7 +56,8 @@ class Engine:
         #: Why this device was chosen, as a phrase.
         self.device_reason = why
         self._model = model
-        self._answering: Completion | None = None
+        self._transcript = Transcript(tokenizer)
+        self._generation: Generation | None = None
 
     @classmethod
     def load(
@@ -99,8 +65,8 @@ class Engine:
         model: str | Path,
         device: str | Device | None = None,
         cache: str | Path | None = None,
-        *,
         require_cache: bool = False,
+        *,
         ctx_size: int | None = None,
         kv_dtype: str = DEFAULT_KV,
         variant: Sequence[str] = (),
@@ -111,9 +77,11 @@ class Engine:
         ``device`` is a selector as of ``--device``; None asks ``CLKILN_DEVICE``, then takes the
         device that was measured quickest for this model, a GPU, or the best CPU device. ``cache``
         is the cache file's path. ``require_cache`` raises instead of compiling anything or using
-        an untuned kernel. ``variant`` is as of ``--variant``. ``warn`` gets each warning as one
-        line (default: the log). ``kv_dtype`` is ``f32`` or ``f16``: half the memory, at the cost of
-        float16 rounding (up to 2e-3 of the logits, where float32 stays below 1e-5).
+        an untuned kernel. ``ctx_size`` is the context in tokens, by default the model's own limit;
+        the KV cache takes memory as it fills. ``kv_dtype`` is ``f32`` or ``f16``: half the memory,
+        at the cost of float16 rounding (up to 2e-3 of the logits, where float32 stays below 1e-5).
+        ``variant`` is as of ``--variant``. ``warn`` gets each warning as one line (default: the
+        log).
 
         Raises :class:`~clkiln.errors.ModelError` and its kin for the file,
         :class:`~clkiln.errors.DeviceError` for the device,
@@ -164,58 +132,56 @@ class Engine:
 
     # -- generation ------------------------------------------------------------------------------
 
-    def generate(self, prompt: str, **options: Any) -> Completion:
-        """The whole answer to ``prompt``; options as of :meth:`stream`."""
-        stream = self.stream(prompt, **options)
-        for _ in stream:
-            pass
-        return stream.completion
+    def generate(self, prompt: str, **options: Unpack[PromptOptions]) -> Completion:
+        """The whole answer to ``prompt``; options and errors as of :meth:`stream`."""
+        return _whole(self.stream(prompt, **options))
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int = 512,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        raw: bool = False,
-    ) -> Stream:
-        """Answer ``prompt`` piece by piece.
+    def stream(self, prompt: str, **options: Unpack[PromptOptions]) -> Stream:
+        """Answer ``prompt`` piece by piece; :class:`.options.PromptOptions` lists the options.
 
-        ``temperature`` None is the model's own, else 0.7; 0 is greedy. ``top_k`` and ``top_p``
-        None are the model's own, else off. ``raw`` passes the prompt without the chat template.
+        The answer depends on the arguments alone, to the bit: of what is in the KV cache, only
+        whole chunks of a beginning that is the same are used again.
+
         Raises :class:`~clkiln.errors.ContextLengthError` for a prompt that does not fit,
-        :class:`~clkiln.errors.UsageError` for bad options, and while iterating
-        :class:`~clkiln.errors.GenerationError` where the logits are nonsense.
+        :class:`~clkiln.errors.UsageError` for bad options; while iterating,
+        :class:`~clkiln.errors.GenerationError` where the logits are nonsense and
+        :class:`~clkiln.errors.OutOfDeviceMemory` where the KV cache can't grow.
         """
-        called = time.perf_counter()
-        if max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}; at least 1 token can be asked for")
-        c = self.config
-        first = (temperature, c.temperature, DEFAULT_TEMPERATURE)
-        sampler = Sampler(
-            next(value for value in first if value is not None),
-            top_k if top_k is not None else c.top_k or 0,
-            top_p if top_p is not None else c.top_p or 1.0,
-            seed,
-        )
-        ids = self.encode(prompt, raw=raw)
-        if len(ids) > self.runner.limit:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens and the context {self.runner.limit}: shorten "
-                f"the prompt or raise --ctx-size (the model's limit is {c.context_length})"
-            )
-        completion = Completion(prompt_token_ids=ids, seed=sampler.seed)
-        decoder = StreamDecoder(self.tokenizer, continuation=raw)
-        pieces = self._pieces(completion, sampler, decoder, max_tokens, called)
-        return Stream(pieces, completion)
+        raw, system = options.pop("raw", False), options.pop("system", None)
+        wanted = Options.of(options)
+        ids = self.encode(prompt, raw=raw, system=system)
+        return self._answer(ids, wanted, continuation=raw, exact=True)
 
-    def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
-        """Token ids of a prompt: one user message in the chat template, or ``raw``."""
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[AnswerOptions]
+    ) -> Completion:
+        """The whole answer to a conversation; options and errors as of :meth:`chat_stream`."""
+        return _whole(self.chat_stream(messages, **options))
+
+    def chat_stream(
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[AnswerOptions]
+    ) -> Stream:
+        """Answer a conversation, a list of :class:`.chat.Message`, piece by piece.
+
+        Append the answer's text as an assistant's message and the next user's message, and only
+        what is new is computed: see ``prefilled`` and ``reused`` of the completion. Options are
+        those of :class:`.options.AnswerOptions`. Raises as :meth:`stream`, and
+        :class:`~clkiln.errors.UsageError` for messages without a known role or text.
+        """
+        wanted = Options.of(options)
+        ids = self._transcript.encode(self._render(messages))
+        stream = self._answer(ids, wanted, exact=False)
+        self._transcript.answered(stream.completion)
+        return stream
+
+    def encode(self, prompt: str, *, raw: bool = False, system: str | None = None) -> list[int]:
+        """Token ids of a prompt: one user message in the chat template, after a ``system`` message
+        where there is one, or ``raw``."""
         if not raw:
-            return self.chat_ids([{"role": "user", "content": prompt}])
+            messages = [] if system is None else [{"role": "system", "content": system}]
+            return self.chat_ids([*messages, {"role": "user", "content": prompt}])
+        if system is not None:
+            raise UsageError("a raw prompt has no place for a system message: write it into it")
         ids = self.tokenizer.prompt(prompt)
         if not ids:
             raise UsageError("the prompt is empty")
@@ -223,73 +189,32 @@ class Engine:
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation in the model's chat template, ready for an answer."""
-        from .chat import render
+        return self.tokenizer.prompt(self._render(messages))
 
-        tokenizer = self.tokenizer
-        text = render(
-            messages,
-            self._model.chat_template,
-            bos=tokenizer.bos_text,
-            eos=tokenizer.eos_text,
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        check_messages(messages)
+        tokenizer, template = self.tokenizer, self._model.chat_template
+        return render(messages, template, bos=tokenizer.bos_text, eos=tokenizer.eos_text)
+
+    def _answer(
+        self, ids: list[int], options: Options, *, continuation: bool = False, exact: bool
+    ) -> Stream:
+        limit = self.runner.limit
+        if len(ids) > limit:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens and the context {limit}: shorten the prompt "
+                f"or raise --ctx-size (the model's limit is {self.config.context_length})"
+            )
+        generation = Generation(
+            self.runner, self.tokenizer, ids, options, continuation=continuation, exact=exact
         )
-        return tokenizer.prompt(text)
 
-    def _pieces(
-        self,
-        completion: Completion,
-        sampler: Sampler,
-        decoder: StreamDecoder,
-        max_tokens: int,
-        called: float,
-    ) -> Iterator[str]:
-        runner = self.runner
-        ids = completion.prompt_token_ids
-        self._answering = completion
-        start = time.perf_counter()
-        runner.reset()
-        runner.feed(ids)
-        token = self._next(sampler, 0)
-        first = time.perf_counter()
-        produced = 0
-        while True:
-            produced += 1
-            completion.token_ids.append(token)
-            if token in self.tokenizer.stop_ids:
-                completion.finish_reason = "stop"
-                break
-            piece = decoder.push(token)
-            if piece:
-                completion.text += piece
-                yield piece
-                if self._answering is not completion:
-                    raise UsageError("another answer began on this engine: it gives one at a time")
-            if produced == max_tokens or runner.length == runner.limit:
-                break
-            if sampler.temperature == 0:
-                runner.feed_pick()
-            else:
-                runner.feed([token])
-            token = self._next(sampler, produced)
-        end = time.perf_counter()
-        runner.loader.keep_fresh()
-        completion.timing = {
-            "prefill_s": first - start,
-            "decode_s": end - first,
-            "first_token_s": first - called,
-            "prefill_tok_s": len(ids) / (first - start),
-            "decode_tok_s": (produced - 1) / (end - first) if produced > 1 else None,
-        }
-        tail = decoder.flush()
-        if tail:
-            completion.text += tail
-            yield tail
+        def begin() -> None:
+            if self._generation is not None:
+                self._generation.ended = True
+            self._generation = generation
 
-    def _next(self, sampler: Sampler, step: int) -> int:
-        if sampler.temperature == 0:
-            return self.runner.pick(step)
-        logits = self.runner.logits()
-        check_logits(logits, step, self.device.name)
-        return sampler.pick(logits)
+        return Stream(generation.pieces(begin), generation.completion)
 
     # -- what happened ---------------------------------------------------------------------------
 
@@ -325,9 +250,15 @@ class Engine:
             )
 
 
+def _whole(stream: Stream) -> Completion:
+    for _ in stream:
+        pass
+    return stream.completion
+
+
 def _context_limit(asked: int | None, config: ModelConfig) -> int:
     if asked is None:
-        return min(config.context_length, DEFAULT_CONTEXT)
+        return config.context_length
     if asked < 1:
         raise UsageError(f"a context of {asked} positions; ask for at least 1")
     if asked > config.context_length:

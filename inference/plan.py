@@ -86,7 +86,7 @@ class Planner:
     """Binds steps to what lies on one device. Launches are shared between plans.
 
     ``tensors`` holds activations, caches and vectors by the graph's names and may be changed;
-    :meth:`forget` drops the launches that were bound to a tensor that was replaced.
+    :meth:`replace` does so, and drops the launches that were bound to the one before.
     """
 
     def __init__(
@@ -158,14 +158,18 @@ class Planner:
         self.load(self.resolve(steps))
         return Plan([self._bind(step) for step in steps], self.first_launches)
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Drop launches bound to the tensors called ``names``."""
-        gone = set(names)
+    def replace(self, name: str, tensor: Tensor) -> None:
+        """Put ``tensor`` in the place of the one called ``name``, which is given back."""
+        # In this order: cut short anywhere, no launch is bound to what is gone.
         self._launches = {
             key: step
             for key, step in self._launches.items()
-            if gone.isdisjoint(name for _, name in key[1])
+            if all(bound != name for _, bound in key[1])
         }
+        old = self.tensors.get(name)
+        self.tensors[name] = tensor
+        if old is not None:
+            old.release()
 
     def _bind(self, step: Step) -> BoundStep:
         key = (step.workload, tuple(sorted(step.tensors.items())))

@@ -10,12 +10,13 @@ import numpy as np
 from ..errors import ContextLengthError, GenerationError
 from ..kernels.types import Array
 from ..runtime.context import Context
-from ..runtime.memory import Tensor
 from ..runtime.program import ProgramLoader
 from .buckets import CHUNK, TOKENS, context_bucket, token_bucket
 from .choose import Chooser
 from .config import ModelConfig
 from .graph import MATRIX_OPS, Graph, Step
+from .kv_cache import BLOCK, KVCache
+from .kv_cache import DEFAULT_KV as DEFAULT_KV
 from .plan import Plan, Planner
 from .resident import ResidentWeights
 from .weights import Weights
@@ -24,16 +25,13 @@ from .weights import Weights
 NOT_FINITE, ALL_EQUAL = 1, 2
 #: Arguments that are vectors of the file; ``w`` of a norm is one, too.
 VECTORS = ("bias", "q_norm", "k_norm")
-KV_DTYPES = {"f16": np.float16, "f32": np.float32}
-#: Half as many bytes cost up to 2e-3 of the logits (relative L2, SmolLM2-135M), so not by default.
-DEFAULT_KV = "f32"
 
 
 class Runner:
-    """One sequence on one device. ``length`` positions are in the KV cache.
+    """One sequence on one device. ``tokens`` are those whose keys and values are in the KV cache.
 
     ``limit`` is the context: more positions raise :class:`~clkiln.errors.ContextLengthError`. The
-    KV cache grows towards it by doubling.
+    KV cache grows towards it in blocks.
     """
 
     def __init__(
@@ -49,40 +47,68 @@ class Runner:
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.context, self.loader, self.config, self.limit = context, loader, config, limit
-        self.weights, self.kv, self.length, self.capacity = weights, kv, 0, 0
+        self.weights, self.tokens = weights, list[int]()
+        # Positions from the start that were computed in whole chunks: these same launches would
+        # compute them in any run over the same tokens.
+        self._repeatable = 0
         self.graph = Graph(config, weights, kv)
         self.planner = Planner(context, loader, chooser, ResidentWeights(context, weights), warn)
         #: Seconds that packing and uploading the weights took.
         self.weights_seconds = 0.0
+        self._cache = KVCache(context, self.planner, weights, kv, limit)
+        self._picked: int | None = None
         self._plans: dict[tuple[int, int], Plan] = {}
         self._rows = 1
         self._load()
 
     # -- running -------------------------------------------------------------------------------
 
+    @property
+    def length(self) -> int:
+        """Positions in the KV cache."""
+        return len(self.tokens)
+
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for at the moment."""
+        return self._cache.capacity
+
     def reset(self, length: int = 0) -> None:
         """Forget all positions from ``length`` on."""
         if not 0 <= length <= self.length:
             raise ValueError(f"can't keep {length} of {self.length} positions")
-        self.length = length
+        self._repeatable = min(self._repeatable, length // CHUNK * CHUNK)
+        del self.tokens[length:]
+
+    def common(self, tokens: Sequence[int]) -> int:
+        """How many of ``tokens``, from the first on, are in the KV cache."""
+        pairs = enumerate(zip(self.tokens, tokens, strict=False))
+        return next((i for i, (a, b) in pairs if a != b), min(self.length, len(tokens)))
+
+    def repeatable_part(self, length: int) -> int:
+        """How many of the first ``length`` positions computing them anew would not change."""
+        return min(self._repeatable, length) // CHUNK * CHUNK
 
     def feed(self, tokens: Sequence[int]) -> None:
         """Append ``tokens`` to the sequence; afterwards logits and pick are those of the last.
 
-        Raises :class:`~clkiln.errors.ContextLengthError`, with nothing done, if they don't fit.
+        Raises :class:`~clkiln.errors.ContextLengthError` or
+        :class:`~clkiln.errors.OutOfDeviceMemory`, with nothing done, if they don't fit.
         """
         if not tokens:
             raise ValueError("no tokens to feed")
         self._check(tokens)
+        self._grow(self.length + len(tokens))
         for start in range(0, len(tokens), CHUNK):
             self._body(tokens[start : start + CHUNK])
-        self._head_plan().run(1)
+        self._head()
 
     def feed_pick(self) -> None:
         """Append the token that is the device's own pick: a greedy step without a copy of it."""
         self._check([0])
-        self._body(None)
-        self._head_plan().run(1)
+        token = self.pick(self.length) if self._picked is None else self._picked
+        self._body([token], on_device=True)
+        self._head()
 
     def pick(self, step: int) -> int:
         """The greedy token. Raises :class:`~clkiln.errors.GenerationError` on bad logits."""
@@ -93,6 +119,7 @@ class Runner:
                 f"step {step}: the logits {what} on {self.context.info.name}: no token can be "
                 f"trusted (another --variant or --device may work)"
             )
+        self._picked = token
         return token
 
     def logits(self) -> Array:
@@ -110,20 +137,27 @@ class Runner:
         if min(tokens) < 0 or max(tokens) >= self.config.vocab:
             raise ValueError(f"a token id outside 0 to {self.config.vocab - 1}")
 
-    def _body(self, tokens: Sequence[int] | None) -> None:
-        """Run the layers over ``tokens`` (None: the pick); the last row ends as row 0 of x."""
-        m = 1 if tokens is None else len(tokens)
-        self._grow(self.length + m)
-        plan = self._body_plan(token_bucket(m), context_bucket(self.length + m))
+    def _body(self, tokens: Sequence[int], *, on_device: bool = False) -> None:
+        """Run the layers over ``tokens``; the last row ends as row 0 of x."""
+        m, start = len(tokens), self.length
+        self._grow(start + m)
+        plan = self._body_plan(token_bucket(m), context_bucket(start + m))
         tensors = self.planner.tensors
-        if tokens is not None:
+        if not on_device:
             target = tensors["pick" if m == 1 else "tokens"]
             target.write(np.array(tokens, np.int32))
-        tensors["state"].write(np.array([self.length, m, 0, 0], np.int32))
+        self._picked = None
+        tensors["state"].write(np.array([start, m, 0, 0], np.int32))
         plan.run(m)
-        self.length += m
         if m > 1:
             tensors["x"].move(self.config.hidden * (m - 1), self.config.hidden)
+        # Last: whatever cuts this short leaves positions that the next tokens overwrite.
+        self.tokens.extend(tokens)
+        if start == self._repeatable and m == CHUNK:
+            self._repeatable += CHUNK
+
+    def _head(self) -> None:
+        self._head_plan().run(1)
 
     def _body_plan(self, m: int, ctx: int) -> Plan:
         if (m, ctx) not in self._plans:
@@ -157,7 +191,7 @@ class Runner:
         ):
             tensors[name] = self.context.empty((shape,), dtype, what=name)
         self._activations(1)
-        self._grow(min(self.limit, context_bucket(1)))
+        self._grow(min(self.limit, BLOCK))
         self.planner.load(choices)
 
     def _vectors(self, steps: Sequence[Step]) -> None:
@@ -181,8 +215,8 @@ class Runner:
             "ff": c.intermediate,
         }
         for name, width in widths.items():
-            self._replace(name, self.context.empty((rows, width), np.float32, what=name))
-        self._replace("tokens", self.context.empty((rows,), np.int32, what="tokens"))
+            self.planner.replace(name, self.context.empty((rows, width), np.float32, what=name))
+        self.planner.replace("tokens", self.context.empty((rows,), np.int32, what="tokens"))
         self._rows = rows
 
     def _room(self, m: int) -> None:
@@ -192,30 +226,10 @@ class Runner:
             self._activations(next(size for size in TOKENS if m <= size))
 
     def _grow(self, positions: int) -> None:
-        """Make KV cache and rotary table large enough, doubling, keeping what is in them."""
-        if positions <= self.capacity:
-            return
-        self._plans.clear()  # as in _room
-        capacity = min(self.limit, max(positions, 2 * self.capacity))
-        c = self.config
-        for layer in range(c.n_layers):
-            for kind in ("k", "v"):
-                name = f"blk.{layer}.{kind}_cache"
-                shape = (capacity, c.n_kv_heads, c.head_dim)
-                tensor = self.context.empty(shape, KV_DTYPES[self.kv], what=f"KV cache {name}")
-                if self.length:
-                    tensor.take(self.planner.tensors[name], self.length * c.kv_dim)
-                self._replace(name, tensor)
-        table = self.context.upload(self.weights.rope_table(capacity), what="rotary table")
-        self._replace("rope_table", table)
-        self.capacity = capacity
-
-    def _replace(self, name: str, tensor: Tensor) -> None:
-        old = self.planner.tensors.pop(name, None)
-        self.planner.tensors[name] = tensor
-        if old is not None:
-            self.planner.forget([name])
-            old.release()
+        """Make KV cache and rotary table large enough."""
+        if positions > self.capacity:
+            self._plans.clear()  # as in _room
+            self._cache.grow(positions, self.length)
 
 
 def _weights(steps: Sequence[Step]) -> list[str]:

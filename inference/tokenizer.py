@@ -139,6 +139,11 @@ class Tokenizer:
         self.piece(id)
         return self._types[id] in (_UNKNOWN, _CONTROL)
 
+    def control_at(self, text: str, position: int) -> bool:
+        """Whether a control token is spelt out in ``text`` at ``position``."""
+        found = None if self._every_mark is None else self._every_mark.match(text, position)
+        return found is not None and self.hidden(self._marked[found.group()])
+
     def piece(self, id: int) -> str:
         """The vocabulary's own spelling of a token; ``UsageError`` for an id out of range."""
         if not 0 <= id < len(self._tokens):
