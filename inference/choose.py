@@ -1,34 +1,49 @@
 """Which configuration runs a workload: the order of look-up, and where each choice came from.
 
 Tuned for this very driver and kernel; else tuned under another driver (to be verified before use);
-else tuned for the nearest bucket of the varying sizes; else the safe default.
+else tuned for the nearest bucket of the varying sizes; else tuned for the nearest other shape (to
+be verified before use); else the safe default.
+
+Parameters of a similar shape are a guess at what is quick, and none at what is right: every
+configuration of a space is meant to be right for all shapes, but the sizes are constants of the
+build, so what runs is a program that nothing has compared with its reference yet, and compilers
+have bugs. A neighbour differs in sizes that a kernel reads at run time, so its program is mostly
+the very one that the tuner verified; it is taken as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from ..cache.rows import BestRow
 from ..cache.store import Store
 from ..errors import UnsupportedOperation, UsageError
 from ..kernels import SPECS
+from ..kernels.near import VARYING, nearest
 from ..kernels.types import Config, DeviceLimits, Workload
 from ..kernels.variants import VariantRequest, choice_fact
 
-Origin = Literal["tuned", "older driver", "neighbour", "default"]
-#: Sizes that vary at run time; workloads that differ in nothing else are neighbours.
-VARYING = ("m", "ctx")
+Origin = Literal["tuned", "older driver", "neighbour", "similar", "default"]
+#: Origins whose parameters have to be verified before they are used.
+UNVERIFIED: tuple[Origin, ...] = ("older driver", "similar")
+#: Choices of one workload that may turn out wrong before no more similar ones are tried.
+MOST_WRONG = 3
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration for a workload, and how it was found."""
+    """A configuration for a workload, and how it was found.
+
+    ``tuned_for`` is the workload whose parameters are borrowed (``neighbour``, ``similar``).
+    """
 
     workload: Workload
     config: Config
     origin: Origin
+    tuned_for: Workload | None = None
 
     @property
     def fallback(self) -> str | None:
@@ -37,6 +52,8 @@ class Choice:
             return f"{self.workload}: not tuned, safe default {self.config}"
         if self.origin == "older driver":
             return f"{self.workload}: tuned under another driver, {self.config}"
+        if self.origin == "similar":
+            return f"{self.workload}: not tuned, as tuned for {self.tuned_for}, {self.config}"
         return None
 
 
@@ -49,11 +66,11 @@ class Chooser:
         self.store, self.driver, self.limits, self.variants = store, driver, limits, variants
         self._banned: set[tuple[Workload, Config]] = set()
         self._best = {(row.workload, row.digest): row for row in store.best_rows(driver=driver)}
-        self._families: dict[tuple[str, str], list[tuple[Workload, BestRow]]] = {}
+        self._of_op: dict[str, list[tuple[Workload, BestRow]]] = {}
         for row in self._best.values():
             workload = _parse(row.workload)
             if workload is not None:
-                self._families.setdefault(_family(workload), []).append((workload, row))
+                self._of_op.setdefault(workload.op, []).append((workload, row))
 
     def ban(self, choice: Choice) -> None:
         """Never choose it again: it was found to be wrong."""
@@ -77,9 +94,13 @@ class Chooser:
         old = self.store.best_of_other_driver(str(workload), digest, self.driver)
         for config in self._usable(workload, layout, [old] if old else []):
             return Choice(workload, config, "older driver")
-        for config in self._usable(workload, layout, self._neighbours(workload, digest)):
-            return Choice(workload, config, "neighbour")
-        return Choice(workload, self._safe(workload, layout), "default")
+        others = self._others(workload, digest)
+        for other, row in nearest(workload, others[True], inf):
+            for config in self._usable(workload, layout, [row]):
+                return Choice(workload, config, "neighbour", other)
+        return self._similar(workload, layout, others[False]) or Choice(
+            workload, self._safe(workload, layout), "default"
+        )
 
     def _usable(
         self, workload: Workload, layout: str | None, rows: Iterable[BestRow | str]
@@ -115,13 +136,38 @@ class Chooser:
         )
         return [t.config for t in sorted(trials, key=lambda t: t.time or float("inf"))]
 
-    def _neighbours(self, workload: Workload, digest: str) -> list[BestRow]:
-        near = [
-            (_distance(workload, other), row)
-            for other, row in self._families.get(_family(workload), [])
-            if row.digest == digest and other != workload
-        ]
-        return [row for _, row in sorted(near, key=lambda pair: pair[0])]
+    def _others(
+        self, workload: Workload, digest: str
+    ) -> dict[bool, list[tuple[Workload, BestRow]]]:
+        """What was tuned of the same operation: True those that differ in varying sizes alone."""
+        found: dict[bool, list[tuple[Workload, BestRow]]] = {True: [], False: []}
+        for other, row in self._of_op.get(workload.op, []):
+            if row.digest == digest and other != workload:
+                found[_family(other) == _family(workload)].append((other, row))
+        return found
+
+    def _similar(
+        self, workload: Workload, layout: str | None, others: list[tuple[Workload, BestRow]]
+    ) -> Choice | None:
+        """What was tuned for the nearest shape.
+
+        None where that is the safe default: then the own one is what corresponds to it. None, too,
+        where several were found wrong: then the operation is not to be trusted with others.
+        """
+        if sum(banned == workload for banned, _ in self._banned) >= MOST_WRONG:
+            return None
+        for other, row in nearest(workload, others):
+            for config in self._usable(workload, layout, [row]):
+                if self._is_safe(other, config):
+                    return None
+                return Choice(workload, config, "similar", other)
+        return None
+
+    def _is_safe(self, workload: Workload, config: Config) -> bool:
+        try:
+            return config == SPECS[workload.op].safe(workload, self.limits)
+        except (ValueError, KeyError, TypeError):
+            return False  # a cache file may hold any workload
 
     def _safe(self, workload: Workload, layout: str | None) -> Config:
         spec = SPECS[workload.op]
@@ -165,18 +211,6 @@ def _parse(text: str) -> Workload | None:
         return None
 
 
-def _family(workload: Workload) -> tuple[str, str]:
+def _family(workload: Workload) -> list[tuple[str, int | str]]:
     """What workloads that differ only in varying sizes have in common."""
-    rest = [f"{name}={value}" for name, value in workload.items if name not in VARYING]
-    return workload.op, " ".join(rest)
-
-
-def _distance(a: Workload, b: Workload) -> float:
-    """How far the varying sizes lie apart, as the product of their ratios."""
-    sizes, others = dict(a.items), dict(b.items)
-    ratio = 1.0
-    for name in VARYING:
-        one, two = sizes.get(name), others.get(name)
-        if isinstance(one, int) and isinstance(two, int):
-            ratio *= max(one, two) / min(one, two)
-    return ratio
+    return [item for item in workload.items if item[0] not in VARYING]

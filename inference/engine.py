@@ -243,10 +243,12 @@ class Engine:
                 f"the driver of {self.device.name} changed: {counts['older driver']} kernels run "
                 f"with the parameters of before, verified again; clkiln tune would time them anew"
             )
-        elif counts.get("default"):
+        elif untuned := counts.get("default", 0) + counts.get("similar", 0):
+            instead = {"default": "safe defaults", "similar": "parameters of similar shapes"}
+            run = " and ".join(what for origin, what in instead.items() if counts.get(origin))
             warn(
-                f"{counts['default']} of {sum(counts.values())} kernels are not tuned for "
-                f"{self.device.name}: safe defaults run; clkiln tune would help"
+                f"{untuned} of {sum(counts.values())} kernels are not tuned for "
+                f"{self.device.name}: {run} run; clkiln tune would help"
             )
 
 

@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import CacheMissError, OpenCLError, OutOfDeviceMemory, UnsupportedOperation
-from ..harness.operation import Operation, label_of, source_of
+from ..errors import CacheMissError, UnsupportedOperation
+from ..harness.operation import label_of, source_of
 from ..kernels import SPECS
 from ..kernels.types import Config, Geometry, Workload
 from ..runtime.context import Context
 from ..runtime.launch import Launch
 from ..runtime.memory import Tensor
 from ..runtime.program import ProgramLoader
-from .choose import Choice, Chooser
+from .choose import UNVERIFIED, Choice, Chooser
 from .graph import MATRIX_OPS, Step
 from .resident import ResidentWeights
+from .verify import Verifier
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class Planner:
     ) -> None:
         self.context, self.loader, self.chooser = context, loader, chooser
         self.resident, self.warn = resident, warn
+        self.verifier = Verifier(context, loader, chooser.store, chooser.driver)
         self.tensors: dict[str, Tensor] = {}
         self.choices: dict[Workload, Choice] = {}
         self.first_launches: dict[int, float] = {}
@@ -108,10 +110,11 @@ class Planner:
         """Choose for every workload of ``steps``, before anything is allocated for it.
 
         A linear layer's decode workload decides its weight's layout; whatever else reads that
-        weight takes a configuration for the same layout. Parameters tuned under another driver
-        are verified here. Raises :class:`~clkiln.errors.UnsupportedOperation`, naming all
-        operations that this device can't run, and :class:`~clkiln.errors.CacheMissError` where
-        the cache is required and holds no parameters for this driver.
+        weight takes a configuration for the same layout. Parameters tuned under another driver or
+        for another shape are verified here. Raises
+        :class:`~clkiln.errors.UnsupportedOperation`, naming all operations that this device can't
+        run, and :class:`~clkiln.errors.CacheMissError` where the cache is required and holds no
+        parameters for this driver.
         """
         readers: dict[Workload, set[str]] = {}
         for step in steps:
@@ -190,28 +193,17 @@ class Planner:
         return self._launches[key]
 
     def _verified(self, choice: Choice, layout: str | None) -> Choice:
-        """``choice``, or another if its parameters, of another driver, are wrong here."""
-        while choice.origin == "older driver":
-            fact = f"verified {choice.workload}"
-            store, driver = self.chooser.store, self.chooser.driver
-            if store.fact(fact, driver=driver) == str(choice.config):
-                break
-            try:
-                operation = Operation(self.context, choice.workload)
-                program = self.loader.load(
-                    source_of(choice.workload, choice.config),
-                    label_of(choice.workload, choice.config),
-                )
-                verdict = operation.verify(program, choice.config)
-                problem = verdict.message
-            except (OpenCLError, OutOfDeviceMemory) as error:
-                problem = str(error)
+        """``choice``, or another if its parameters, tuned elsewhere, are wrong here."""
+        while choice.origin in UNVERIFIED:
+            problem = self.verifier.problem(choice)
             if not problem:
-                store.set_fact(fact, str(choice.config), driver=driver)
                 break
+            where = "under another driver"
+            if choice.origin == "similar":
+                where = f"for {choice.tuned_for}"
             self.warn(
-                f"{label_of(choice.workload, choice.config)} was tuned under another driver and "
-                f"is wrong under this one, using another: {problem}"
+                f"{label_of(choice.workload, choice.config)} was tuned {where} and is wrong here, "
+                f"using another: {problem}"
             )
             self.chooser.ban(choice)
             choice = self.chooser.choose(choice.workload, layout)
