@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import clk_engine
 from clk_decoder64 import Decoder64
 from clk_models import write_model
 from clkiln.inference.chat import render
@@ -90,6 +91,21 @@ def test_options_change_the_result(tmp_path: Path) -> None:
     for n, result in enumerate(results):
         assert np.isfinite(result).all()
         assert not any(np.allclose(result, other) for other in results[:n])
+
+
+@pytest.mark.parametrize("coding", clk_engine.FORMATS)
+def test_every_format_is_written_as_meant(tmp_path: Path, coding: str) -> None:
+    """Finite weights of the spread that was asked for, in files that the reference reads."""
+    shape = clk_engine.sizes(coding, 6)
+    file = write_model(tmp_path / "m.gguf", dtype=clk_engine.FORMATS[coding], tied=False, **shape)
+    decoder = Decoder64(file)
+    for name, weight in decoder.weights.items():
+        assert np.isfinite(weight).all(), name
+        if weight.ndim == 2:
+            spread = weight.shape[1] ** -0.5 * (1 if name.startswith("blk.") else 4)
+            assert weight.std() == pytest.approx(spread, rel=0.15), name
+            assert abs(weight.mean()) < 0.1 * spread, name
+    assert 1 < decoder.logits(IDS).std() < 100
 
 
 @pytest.mark.long

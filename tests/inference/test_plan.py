@@ -208,7 +208,7 @@ def graph(name: str) -> Graph:
     return Graph(config, Weights(file, config), DEFAULT_KV)
 
 
-@pytest.mark.parametrize("name", list(clk_engine.MODELS))
+@pytest.mark.parametrize("name", clk_engine.MODELS)
 @pytest.mark.parametrize("variants", [(), ("image",), ("embedding=image",)])
 def test_every_reader_of_a_weight_reads_its_layout(name: str, variants: tuple[str, ...]) -> None:
     """Whatever was tuned: GEMV decides, and look-up and GEMM follow."""
@@ -233,7 +233,7 @@ def test_every_reader_of_a_weight_reads_its_layout(name: str, variants: tuple[st
 
 
 def test_a_device_that_cannot_is_told_all_that_it_cannot() -> None:
-    steps = graph("llama q4_0")
+    steps = graph("llama2/q4_0")
     with (
         memory_store() as store,
         pytest.raises(UnsupportedOperation) as caught,

@@ -24,7 +24,7 @@ NAMES = [
     "token_embd", "blk.0.qkv", "blk.0.attn_output", "blk.0.gate_up", "blk.0.ffn_down",
 ]  # fmt: skip
 PARTS = {"qkv": ("attn_q", "attn_k", "attn_v"), "gate_up": ("ffn_gate", "ffn_up")}
-MODELS = list(clk_engine.MODELS)
+MODELS = clk_engine.MODELS
 
 
 @cache
@@ -64,20 +64,22 @@ def test_vectors_are_the_files(name: str) -> None:
     own = weights(name)
     for weight in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         assert (own.vector(weight) == expected(name, weight, "weight")).all()
-    if own.config.qkv_bias:
-        bias = own.vector("blk.0.qkv.bias")
+    biased = {"qkv": own.config.qkv_bias, "attn_output": own.config.output_bias}
+    biased |= dict.fromkeys(("gate_up", "ffn_down"), own.config.ffn_bias)
+    for weight in (f"blk.0.{last}" for last, there in biased.items() if there):
+        bias = own.vector(f"{weight}.bias")
         assert bias.dtype == np.float32
-        assert (bias == expected(name, "blk.0.qkv", "bias")).all()
+        assert (bias == expected(name, weight, "bias")).all()
 
 
 def test_a_matrix_of_one_tensor_is_a_view_of_the_file() -> None:
     """Nothing is copied before it is packed; stacked parts can't be views."""
-    own = weights("llama q4_0")
+    own = weights("llama2/q4_0")
     for weight in ("token_embd", "blk.0.attn_output", "blk.0.ffn_down"):
         assert np.shares_memory(own.matrix(weight).data, own.source.raw(f"{weight}.weight"))
 
 
-@pytest.mark.parametrize("name", ["llama f32 odd", "qwen2 q4_1"])
+@pytest.mark.parametrize("name", ["llama3/q8_0", "qwen3/f32"])
 def test_the_rotary_table(name: str) -> None:
     own, positions = weights(name), 700
     c = own.config
@@ -136,7 +138,7 @@ def test_what_lies_on_the_device_is_what_was_packed(name: str) -> None:
 
 
 def test_a_weight_that_does_not_fit_is_named() -> None:
-    own = weights("llama q4_0")
+    own = weights("llama2/q4_0")
     with Context(clk_engine.a_device(), budget=40_000) as context:
         resident = ResidentWeights(context, own)
         resident.layouts |= {weight: layouts(own, weight)[0] for weight in NAMES}

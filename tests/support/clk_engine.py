@@ -6,7 +6,9 @@ compiled once in a test run. A test that plants rows takes a copy (:func:`own_ca
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,38 +32,93 @@ from clkiln.runtime.device import Device
 SMALL: dict[str, Any] = {"dtype": "q8_0", "context": 1024}
 
 
-def mixed(name: str) -> str:
-    """Every dtype in one model; q, k and v differ, so that they are widened to be stacked."""
-    kinds = {"attn_q": "q4_0", "attn_k": "q8_0", "attn_v": "f16", "ffn_down": "q4_1"}
-    kinds |= {"attn_output": "f32", "output": "q8_0", "token_embd": "f16"}
-    return kinds.get(name.split(".")[-2], "q4_0")
-
-
-#: Both architectures, every dtype, tied and not, biases, odd sizes. Quantised columns come in
-#: blocks of 32; the others divide by as little as they can.
-MODELS: dict[str, dict[str, Any]] = {
-    "llama q4_0": {"dtype": "q4_0"},
-    "llama q8_0 untied": {"dtype": "q8_0", "tied": False, "kv_heads": 6},
-    "llama f32 odd": {
-        "dtype": "f32", "hidden": 70, "intermediate": 101, "heads": 5, "kv_heads": 1,
-        "head_dim": 14, "rope_factors": True,
+#: What the architectures have of their own. Queries share keys and values in groups of different
+#: sizes, which don't divide the layers' widths evenly.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama2": {"tied": False, "heads": 6, "kv_heads": 6},
+    "llama3": {
+        "tied": False, "heads": 6, "kv_heads": 2, "rope_theta": 5e5, "rope_factors": "llama3",
     },
-    "qwen2 q4_1": {
-        "architecture": "qwen2", "dtype": "q4_1", "heads": 4, "kv_heads": 1, "head_dim": 48,
-        "rope_theta": 1e6,
+    "llama biases": {
+        "heads": 5, "kv_heads": 1, "bias": True, "output_bias": True, "ffn_bias": True,
     },
-    "qwen2 f16 odd": {
-        "architecture": "qwen2", "dtype": "f16", "tied": False, "hidden": 52,
-        "intermediate": 77, "heads": 3, "kv_heads": 3, "head_dim": 22,
+    "smollm2": {"heads": 3, "kv_heads": 1, "rope_theta": 1e5},
+    "qwen1.5": {"architecture": "qwen2", "tied": False, "heads": 3, "kv_heads": 3},
+    "qwen2": {
+        "architecture": "qwen2", "tied": False, "heads": 7, "kv_heads": 1, "rope_theta": 1e6,
     },
-    "qwen2 mixed": {"architecture": "qwen2", "dtype": mixed, "tied": False, "layers": 1},
+    "qwen2.5": {"architecture": "qwen2", "heads": 6, "kv_heads": 2, "rope_theta": 1e6},
+    "qwen2.5 yarn": {
+        "architecture": "qwen2", "heads": 4, "kv_heads": 2, "rope_theta": 1e6,
+        "metadata": {
+            "qwen2.rope.scaling.type": "yarn",
+            "qwen2.rope.scaling.factor": 4.0,
+            "qwen2.rope.scaling.original_context_length": 128,
+        },
+    },
+    "qwen3": {"architecture": "qwen3", "heads": 6, "kv_heads": 2, "rope_theta": 1e6},
 }  # fmt: skip
 
 
+def mixture(default: str, **kinds: str) -> Callable[[str], str]:
+    """Types by the name of a tensor without its layer, or with it: ``{"0.attn_v": ...}``."""
+
+    def kind(name: str) -> str:
+        layer, own = name.split(".")[-3:-1] if name.startswith("blk.") else ("", name.split(".")[0])
+        return kinds.get(f"{layer}.{own}", kinds.get(own, default))
+
+    return kind
+
+
+#: File formats that can be all of a model, and mixtures that files are made of.
+FORMATS: dict[str, str | Callable[[str], str]] = {
+    name: name
+    for name in (
+        "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k",
+        "q5_k", "q6_k", "iq4_nl",
+    )
+} | {
+    # Query, key and value of three formats have to become one matrix.
+    "mixed": mixture(
+        "q4_0", attn_q="q4_0", attn_k="q8_0", attn_v="f16", ffn_down="q4_1", attn_output="f32",
+        output="q8_0", token_embd="f16",
+    ),
+    # Half of the layers with finer values and output of the feed-forward network.
+    "q4_k_m": mixture(
+        "q4_k", token_embd="q6_k", output="q6_k", **{"0.attn_v": "q6_k", "0.ffn_down": "q6_k"}
+    ),
+    # Rows that are no multiple of 256 take the next coarser blocks.
+    "q4_k_m narrow": mixture(
+        "q5_0", output="q8_0", **{"0.attn_v": "q8_0", "0.ffn_down": "q6_k", "1.ffn_down": "q4_k"}
+    ),
+}  # fmt: skip
+
+
+#: Every architecture and every format at least once, as ``architecture/format``.
+MODELS = (
+    "llama2/q4_0", "llama3/q8_0", "llama biases/mixed", "smollm2/q4_1", "qwen1.5/f16",
+    "qwen2/q4_0", "qwen2.5/q4_1", "qwen2.5 yarn/q8_0", "qwen3/f32",
+)  # fmt: skip
+
+
+def sizes(coding: str, heads: int) -> dict[str, int]:
+    """Sizes that divide, and are divided, by as little as a format's blocks allow."""
+    if coding in ("f32", "f16", "bf16"):
+        return {"hidden": 70, "intermediate": 101, "head_dim": 14}
+    if coding == "q4_k_m narrow":
+        return {"hidden": 96, "intermediate": 768, "head_dim": 32}
+    if coding.endswith(("_k", "_k_m")):
+        return {"hidden": 256, "intermediate": 768, "head_dim": 256 // math.gcd(256, heads)}
+    return {"hidden": 96, "intermediate": 160, "head_dim": 32}
+
+
 @cache
-def model(name: str) -> Path:
-    """One of :data:`MODELS`, written once."""
-    return _write(name, {"context": 512, **MODELS[name]})
+def model(name: str, vocab: int = 515) -> Path:
+    """The random model ``architecture/format``, of :data:`MODELS` or not, written once."""
+    architecture, _, coding = name.partition("/")
+    own = ARCHITECTURES[architecture]
+    shape = {"context": 512, "vocab": vocab, **own, **sizes(coding, own["heads"])}
+    return _write(f"{name} {vocab}", {"dtype": FORMATS[coding], **shape})
 
 
 @cache
@@ -87,7 +144,7 @@ def _write(name: str, shape: Mapping[str, Any]) -> Path:
     # Beside the session's other folders, with which it goes.
     folder = Path(os.environ["POCL_CACHE_DIR"]).parent / "models"
     folder.mkdir(exist_ok=True)
-    return write_model(folder / f"{name.replace(' ', '-')}.gguf", **shape)
+    return write_model(folder / f"{re.sub('[ /]', '-', name)}.gguf", **shape)
 
 
 def a_device() -> Device:

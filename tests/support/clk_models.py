@@ -11,6 +11,8 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, TokenType
 
+from clk_quants import quantised
+
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -20,15 +22,8 @@ CHATML = (
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 BYTE_TOKENS = 256
 
-_TYPES = {
-    "f32": GGMLQuantizationType.F32,
-    "f16": GGMLQuantizationType.F16,
-    "bf16": GGMLQuantizationType.BF16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "q4_0": GGMLQuantizationType.Q4_0,
-    "q4_1": GGMLQuantizationType.Q4_1,
-    "q5_0": GGMLQuantizationType.Q5_0,
-}
+#: File formats of matrices by our names, which are the specification's in small letters.
+_TYPES = {kind.name.lower(): kind for kind in GGMLQuantizationType}
 
 
 def byte_level_characters() -> list[str]:
@@ -79,7 +74,7 @@ def write_model(
     vocab: int = 515,
     context: int = 512,
     rope_theta: float = 10000.0,
-    rope_factors: bool | np.ndarray = False,
+    rope_factors: bool | Literal["llama3"] = False,
     tied: bool = True,
     bias: bool | None = None,
     output_bias: bool = False,
@@ -92,9 +87,10 @@ def write_model(
     """Write a random model to ``path`` and return it.
 
     ``dtype`` is the type of linear weights and embedding, or a function from tensor name to type.
-    ``rope_factors`` are random or given ones. ``bias`` (queries, keys, values) defaults to what the
-    architecture has, ``output_bias`` is that of the attention's output. ``metadata`` adds or
-    replaces keys (None removes one), ``without`` leaves tensors out.
+    ``rope_factors`` are random, or those of :func:`llama3_factors`. ``bias`` (queries, keys,
+    values) defaults to what the architecture has, ``output_bias`` is that of the attention's
+    output, ``ffn_bias`` that of all three layers behind it. ``metadata`` adds or replaces keys
+    (None removes one), ``without`` leaves tensors out.
     """
     rng = np.random.default_rng(seed)
     bias = architecture == "qwen2" if bias is None else bias
@@ -113,10 +109,11 @@ def write_model(
     }
     if not tied:
         tensors["output.weight"] = matrix(vocab, hidden) * 4
-    if rope_factors is True:
-        rope_factors = rng.uniform(1, 8, head_dim // 2)
-    if rope_factors is not False:
-        tensors["rope_freqs.weight"] = rope_factors.astype(np.float32)
+    if rope_factors:
+        factors = rng.uniform(1, 8, head_dim // 2)
+        if rope_factors == "llama3":
+            factors = llama3_factors(rope_theta, head_dim)
+        tensors["rope_freqs.weight"] = factors.astype(np.float32)
     for index in range(layers):
         block = {
             "attn_norm.weight": vector(hidden, 1),
@@ -165,6 +162,21 @@ def write_model(
     return path
 
 
+def llama3_factors(theta: float, head_dim: int, trained: int = 64) -> np.ndarray:
+    """What Llama 3's converters write into ``rope_freqs.weight``, for a factor of 8.
+
+    Waves of which four or more fit into the ``trained`` context stay, those of which not one does
+    get eight times as long.
+    """
+    factors = []
+    for pair in range(head_dim // 2):
+        fitting = trained * theta ** (-2 * pair / head_dim) / (2 * np.pi)
+        smooth = (fitting - 1) / (4 - 1)
+        middle = 1 / ((1 - smooth) / 8 + smooth)
+        factors.append(1.0 if fitting > 4 else 8.0 if fitting < 1 else middle)
+    return np.array(factors)
+
+
 def vocabulary_keys(size: int, template: str | None = CHATML) -> dict[str, Any]:
     """The ``tokenizer.*`` metadata of a byte-level vocabulary of ``size`` tokens."""
     tokens, types, merges = bpe_vocabulary(size)
@@ -207,7 +219,7 @@ def _write(
     for name, values in tensors.items():
         wanted = dtype if isinstance(dtype, str) else dtype(name)
         kind = _TYPES[wanted] if values.ndim == 2 else GGMLQuantizationType.F32
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        writer.add_tensor(name, quantised(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
