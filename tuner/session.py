@@ -20,6 +20,7 @@ from .record import Record
 from .roofs import ROOF_USES, read_roof, write_roof
 from .search import Search
 from .tasks import Task, groups_of
+from .warm import WarmStarts
 
 #: Trials that a roof gets: it is a yardstick, not a kernel that anybody runs.
 ROOF_TRIALS = 5
@@ -97,6 +98,7 @@ class TuningRun:
         limits = [s for s in (level.seconds, seconds) if s is not None]
         self.budget = min(limits) if limits else None
         self.roof = read_roof(store, info.driver_key)
+        self.warm = WarmStarts(store, info.driver_key, self._may_run)
         self.result = TuneResult()
         self._start = time.monotonic()
         self.tasks = [self._task(use, force) for use in uses]
@@ -138,7 +140,8 @@ class TuningRun:
     def _baseline(self, worker: Worker) -> None:
         """The safe default of every workload, heaviest first: something to beat, and to fall to.
 
-        Ahead of it what was chosen before, which no run that is cut short may replace by a default.
+        Ahead of it what was chosen before or is borrowed from a similar workload: no run that is
+        cut short may replace it by a default.
         """
         order = sorted(self.tasks, key=lambda t: -t.use.cost(t.spec.flops(t.workload)))
         for task in order:
@@ -200,7 +203,7 @@ class TuningRun:
     # -- single trials ---------------------------------------------------------------------------
 
     def _next(self, worker: Worker, task: Task) -> bool:
-        config = task.search.ask()
+        config = self.warm.running(task, self.tasks) or task.search.ask()
         if config is None:
             return False
         self._try(worker, task, config)
@@ -269,8 +272,10 @@ class TuningRun:
         known = {c: times for c, times in known.items() if self._fits(spec, workload, c)}
         tried = {c: statistics.median(times) if times else None for c, times in known.items()}
         old = self.record.inherited(workload, spec.digest(), own=force)
-        if old and not (self.variants.allows(workload.op, old) and self._fits(spec, workload, old)):
+        if old and not self._may_run(workload, old):
             old = None
+        if old is None and not known:
+            old = self.warm.filed(workload)
         starts = spec.starts(workload, self.info)
         search = Search(
             spec, workload, self.info, kind=kind, starts=starts, tried=tried, seed=self.seed
@@ -284,6 +289,11 @@ class TuningRun:
     def _fits(self, spec: KernelSpec, workload: Workload, config: Config) -> bool:
         fits = spec.contains(workload, config)
         return fits and spec.check(workload, config, self.info) is None
+
+    def _may_run(self, workload: Workload, config: Config) -> bool:
+        """Whether ``config`` fits and is of the kind that was asked for."""
+        fits = self._fits(SPECS[workload.op], workload, config)
+        return fits and self.variants.allows(workload.op, config)
 
     def _progress(self, task: Task) -> Progress:
         tasks = [t for t in self.tasks if t.best_time() and t.default_time]

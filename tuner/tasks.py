@@ -30,9 +30,9 @@ class Roof:
 class Task:
     """One workload's search. ``layouts`` holds the best (configuration, seconds) of each layout.
 
-    ``safe`` is the default, ``inherited`` what was chosen before, under another driver or ahead
-    of a search that begins anew. A configuration that was timed several times counts with its
-    median.
+    ``safe`` is the default, ``inherited`` what was chosen before: under another driver, ahead of a
+    search that begins anew, or for the nearest other workload. A configuration that was timed
+    several times counts with its median.
     """
 
     use: Use
