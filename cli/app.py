@@ -25,6 +25,7 @@ COMMANDS = {
     "cache": "Where the cache file lies, what is in it, and emptying it.",
     "pull": "Fetch a model of the catalog.",
     "devices": "List the OpenCL devices.",
+    "kernels": "List the operations and what a device can run of them.",
     "completion": "Let a shell complete command lines.",
 }
 

@@ -30,6 +30,7 @@ class AddSpec(KernelSpec):
 
     op = "add"
     file = "add/add.cl"
+    example = "add d=576 m=1"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
         return {"LX": LOCAL_SIZES, "V": WIDTHS, "U": (1, 2, 4, 8, 16)}

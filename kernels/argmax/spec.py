@@ -33,6 +33,7 @@ class ArgmaxSpec(KernelSpec):
 
     op = "argmax"
     file = "argmax/argmax.cl"
+    example = "argmax n=49152"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
         return {"LX": (*LOCAL_SIZES, 512, 1024), "V": WIDTHS}

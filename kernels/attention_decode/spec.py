@@ -19,6 +19,7 @@ class AttentionDecodeSpec(AttentionSpec):
 
     op = "attention_decode"
     file = "attention_decode/attention_decode.cl"
+    example = "attention_decode ctx=512 head_dim=64 heads=9 kv=f32 kv_heads=3"
 
     def tokens(self, workload: Workload) -> int:
         return 1

@@ -21,6 +21,7 @@ class AttentionPrefillSpec(AttentionSpec):
 
     op = "attention_prefill"
     file = "attention_prefill/attention_prefill.cl"
+    example = "attention_prefill ctx=512 head_dim=64 heads=9 kv=f32 kv_heads=3 m=256"
 
     def rows(self, workload: Workload) -> int:
         """Query rows of one KV head: tokens times query heads that share it."""

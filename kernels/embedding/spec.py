@@ -17,16 +17,20 @@ class EmbeddingSpec(WeightSpec):
 
     It reads the table in whatever layout the output head wants, because the two are often one
     tensor: a look-up costs nothing beside a step.
+
+    Parameters beside those of the layout: ``LX`` column groups to a work-group, ``V`` columns to a
+    work-item.
     """
 
     op = "embedding"
     file = "embedding/embedding.cl"
+    example = "embedding k=576 m=1 n=49152 w=q8_0"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
         return {
             **self.layout_parameters(workload, variant),
-            "LX": (1, 4, 16, 64),  # column groups to a work-group
-            "V": (1, 4, 16, 64),  # columns to a work-item
+            "LX": (1, 4, 16, 64),
+            "V": (1, 4, 16, 64),
         }
 
     def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:

@@ -16,10 +16,14 @@ class GemmSpec(LinearSpec):
 
     The kernel reads the real number from ``state``; see also
     :class:`~clkiln.kernels.linear.LinearSpec`.
+
+    Parameters beside those of the layout: ``TM`` tokens and ``TN`` row groups to a work-item,
+    ``LX`` token tiles and ``LY`` row tiles to a work-group.
     """
 
     op = "gemm"
     file = "gemm/gemm.cl"
+    example = "gemm bias=no fuse=swiglu k=576 m=256 n=1536 w=q4_1"
 
     def tokens(self, workload: Workload) -> int:
         return workload.size("m")
@@ -27,10 +31,10 @@ class GemmSpec(LinearSpec):
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
         return {
             **self.layout_parameters(workload, variant),
-            "TM": (1, 2, 4, 6, 8, 12),  # tokens to a work-item
-            "TN": (1, 2),  # row groups to a work-item
-            "LX": (1, 2, 4, 8, 16),  # token tiles to a work-group
-            "LY": (1, 2, 4, 8, 16, 32),  # row tiles to a work-group
+            "TM": (1, 2, 4, 6, 8, 12),
+            "TN": (1, 2),
+            "LX": (1, 2, 4, 8, 16),
+            "LY": (1, 2, 4, 8, 16, 32),
         }
 
     def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:

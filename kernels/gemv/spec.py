@@ -9,18 +9,23 @@ from ..types import Argument, Config, DeviceLimits, Geometry, Value, Variant, Wo
 
 
 class GemvSpec(LinearSpec):
-    """Workload ``gemv bias fuse k n w``; see :class:`~clkiln.kernels.linear.LinearSpec`."""
+    """Workload ``gemv bias fuse k n w``; see :class:`~clkiln.kernels.linear.LinearSpec`.
+
+    Parameters beside those of the layout: ``LX`` row tiles to a work-group, ``KS`` ways to split k
+    within it, ``G`` row groups to a work-item, ``U`` unrolling within a block of columns.
+    """
 
     op = "gemv"
     file = "gemv/gemv.cl"
+    example = "gemv bias=no fuse=swiglu k=576 n=1536 w=q4_1"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
         return {
             **self.layout_parameters(workload, variant),
-            "LX": (1, 2, 4, 8, 16, 32),  # row tiles to a work-group
-            "KS": (1, 2, 4, 8, 16, 32),  # ways to split k within a work-group
-            "G": (1, 2, 4),  # row groups to a work-item
-            "U": (1, 4, 16),  # unroll factor within a block of columns
+            "LX": (1, 2, 4, 8, 16, 32),
+            "KS": (1, 2, 4, 8, 16, 32),
+            "G": (1, 2, 4),
+            "U": (1, 4, 16),
         }
 
     def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:

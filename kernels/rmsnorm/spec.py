@@ -29,6 +29,7 @@ class RmsnormSpec(KernelSpec):
 
     op = "rmsnorm"
     file = "rmsnorm/rmsnorm.cl"
+    example = "rmsnorm d=576 eps=9.99999975e-06 m=1"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
         return {"LX": LOCAL_SIZES, "V": WIDTHS}

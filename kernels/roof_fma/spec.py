@@ -34,6 +34,7 @@ class RoofFmaSpec(KernelSpec):
 
     op = "roof_fma"
     file = "roof_fma/roof_fma.cl"
+    example = "roof_fma mops=200"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
         return {

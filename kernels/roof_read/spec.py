@@ -30,6 +30,7 @@ class RoofReadSpec(KernelSpec):
 
     op = "roof_read"
     file = "roof_read/roof_read.cl"
+    example = "roof_read mb=256"
 
     def floats(self, workload: Workload) -> int:
         return workload.size("mb") << 18

@@ -28,6 +28,7 @@ class RopeSpec(CacheSpec):
 
     op = "rope"
     file = "rope/rope.cl"
+    example = "rope ctx=128 head_dim=64 heads=9 kv=f32 kv_heads=3 m=1 rope_dim=64 style=interleaved"
 
     def slots(self, workload: Workload) -> int:
         """Heads in a row of ``qkv``: query, key and value heads."""

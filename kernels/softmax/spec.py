@@ -29,6 +29,7 @@ class SoftmaxSpec(KernelSpec):
 
     op = "softmax"
     file = "softmax/softmax.cl"
+    example = "softmax m=1 n=49152"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
         return {"LX": (*LOCAL_SIZES, 512, 1024), "V": WIDTHS}

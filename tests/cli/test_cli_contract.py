@@ -30,6 +30,7 @@ FLAGS: dict[str, str] = {
     "pull": "--json --debug",
     "completion": "--debug",
     "devices": "--device --cache --json --debug",
+    "kernels": "--device --json --workload --debug",
 }
 
 
@@ -85,6 +86,8 @@ def test_version(call: Call) -> None:
         "tune MODEL --dry-run --kernel cook", "tune MODEL --variant tape",
         "bench MODEL -p -1", "bench MODEL -r 0", "bench MODEL -o pdf", "bench MODEL -p 0 -n 0",
         "completion cook", "completion bash zsh", "pull a b", "devices a", "cache path a",
+        "kernels cook", "kernels gemv gemm", "kernels --workload=", "kernels --workload cook",
+        "kernels argmax --workload softmax",
         "bench MODEL -p 5000", "bench MODEL --variant tape",
     ],
 )  # fmt: skip
@@ -180,7 +183,7 @@ def one_line(result: Result, problem: str, code: int = 1) -> None:
 
 USES_DEVICE = [
     "run MODEL hi", "tune MODEL", "tune MODEL --dry-run", "bench MODEL", "cache path", "cache info",
-    "cache clear --yes", "devices", "report",
+    "cache clear --yes", "kernels", "devices", "report",
 ]  # fmt: skip
 
 
@@ -210,7 +213,7 @@ def test_unknown_and_ambiguous_devices(
         assert "1: Acme 2000" in result.err
 
 
-@pytest.mark.parametrize("command", USES_DEVICE[:-2])
+@pytest.mark.parametrize("command", USES_DEVICE[:-3])
 def test_no_device(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     for module in ("runtime.device", "inference.devices"):
         monkeypatch.setattr(f"clkiln.{module}.list_devices", list)

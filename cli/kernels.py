@@ -1,0 +1,175 @@
+"""``clkiln kernels``: the operations, what may be tuned of them, what a device can run."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import UsageError
+from .common import note, print_json, shared
+from .completers import operations
+
+if TYPE_CHECKING:
+    from ..kernels.survey import VariantSurvey
+    from ..kernels.types import Workload
+    from ..runtime.device import DeviceInfo
+
+_WIDTH = 80
+
+
+@click.command("kernels")
+@click.argument("name", required=False, shell_complete=operations)
+@click.option(
+    "--workload", metavar="TEXT", help="This workload instead of the operation's example."
+)
+@shared("device", "json")
+def command(name: str | None, workload: str | None, device: str | None, as_json: bool) -> None:
+    """List the operations: variants, parameters, and what of them the device can run.
+
+    With NAME one operation in detail, with what each limit of the device rules out. The counts are
+    for an example, the operation's workload in SmolLM2-135M, or for --workload such as
+    "gemv bias=no fuse=none k=896 n=1152 w=q8_0". Nothing is built.
+    """
+    from ..kernels import SPECS
+    from ..kernels.survey import find_spec, parse_workload, survey
+    from ..kernels.types import Workload
+
+    if workload is not None:
+        asked = [parse_workload(workload)]
+        if name not in (None, asked[0].op):
+            raise UsageError(f"--workload is of {asked[0].op}, not of {name}")
+    else:
+        specs = SPECS.values() if name is None else [find_spec(name)]
+        asked = [Workload.parse(spec.example) for spec in specs]
+    info = _device(device)
+    surveys = {each: survey(each, info) for each in asked}
+    if as_json:
+        rows = [_as_json(each, found) for each, found in surveys.items()]
+        print_json({"device": info and info.as_dict(), "operations": rows})
+    elif name is None and workload is None:
+        _print_table(surveys, info)
+    else:
+        for each, found in surveys.items():
+            _print_details(each, found, info)
+
+
+def _device(asked: str | None) -> DeviceInfo | None:
+    """The device to hold the kernels against; without any, and none asked for, None."""
+    from ..runtime.device import list_devices, select_device, selector_from_environment
+
+    selector = asked or selector_from_environment()
+    devices = list_devices()
+    if selector is None and not devices:
+        note("no OpenCL device here: spaces before the constraints of a device")
+        return None
+    return select_device(selector, devices).info
+
+
+def _as_json(workload: Workload, found: tuple[VariantSurvey, ...]) -> dict[str, Any]:
+    from ..kernels import SPECS
+    from ..kernels.survey import summary
+
+    spec = SPECS[workload.op]
+    return {
+        "name": workload.op,
+        "summary": summary(spec),
+        "digest": spec.digest(),
+        "workload": str(workload),
+        "example": str(workload) == spec.example,
+        "configurations": sum(each.configurations for each in found),
+        "feasible": _feasible(found),
+        "variants": [
+            {
+                "name": each.variant.name,
+                "kind": each.variant.kind,
+                "requires": sorted(each.variant.requires),
+                "missing": list(each.missing),
+                "parameters": {key: list(values) for key, values in each.parameters.items()},
+                "configurations": each.configurations,
+                "feasible": each.feasible,
+                "infeasible": [{"reason": why, "count": count} for why, count in each.reasons],
+            }
+            for each in found
+        ],
+    }
+
+
+def _feasible(found: tuple[VariantSurvey, ...]) -> int | None:
+    counts = [each.feasible for each in found if each.feasible is not None]
+    return sum(counts) if counts else None
+
+
+def _print_table(
+    surveys: dict[Workload, tuple[VariantSurvey, ...]], info: DeviceInfo | None
+) -> None:
+    from ..kernels.survey import EXAMPLE_MODEL
+
+    head = ("operation", "variants", "parameters", "space", "feasible" if info else "")
+    click.echo(_row(*head))
+    for workload, found in surveys.items():
+        variants = ", ".join(f"({v.variant.name})" if v.missing else v.variant.name for v in found)
+        names = dict.fromkeys(name for each in found for name in each.parameters)
+        space = f"{sum(each.configurations for each in found):,}"
+        count = _feasible(found)
+        feasible = "" if count is None else f"{count:,}"
+        click.echo(_row(workload.op, variants, " ".join(names), space, feasible))
+    click.echo()
+    _print_wrapped("", f"Counted for workloads of {EXAMPLE_MODEL}; clkiln kernels NAME says which.")
+    if info:
+        lacking = any(each.missing for found in surveys.values() for each in found)
+        _print_wrapped("", f"Feasible on {info.name}." + " (In brackets: cannot run)" * lacking)
+
+
+def _row(operation: str, variants: str, parameters: str, space: str, feasible: str) -> str:
+    return f"{operation:<19}{variants:<17}{parameters:<24}{space:>7}{feasible:>11}".rstrip()
+
+
+def _print_details(
+    workload: Workload, found: tuple[VariantSurvey, ...], info: DeviceInfo | None
+) -> None:
+    from ..kernels import SPECS
+    from ..kernels.survey import EXAMPLE_MODEL, description, summary
+
+    spec = SPECS[workload.op]
+    _print_wrapped("", f"{workload.op}: {summary(spec)}")
+    for paragraph in description(spec):
+        click.echo()
+        _print_wrapped("  ", paragraph)
+    click.echo()
+    of = f" ({EXAMPLE_MODEL})" if str(workload) == spec.example else ""
+    _print_wrapped("workload  ", f"{workload}{of}")
+    if info:
+        _print_wrapped("device    ", info.name)
+    for each in found:
+        _print_variant(each, info is not None)
+
+
+def _print_variant(each: VariantSurvey, on_device: bool) -> None:
+    variant = each.variant
+    needs = ", ".join(sorted(variant.requires)) or "nothing special"
+    kind = "" if variant.kind == variant.name else f" ({variant.kind})"
+    click.echo()
+    click.echo(f"variant {variant.name}{kind}: needs {needs}")
+    for name, values in each.parameters.items():
+        _print_wrapped(f"  {name:<4}", ", ".join(map(str, values)))
+    if not on_device:
+        click.echo(f"  {each.configurations:,} configurations")
+        return
+    if each.missing:
+        _print_wrapped("  ", f"cannot run here: the device lacks {', '.join(each.missing)}")
+        return
+    end = "; not:" if each.reasons else ""
+    click.echo(f"  {each.feasible:,} of {each.configurations:,} configurations can run{end}")
+    for why, count in each.reasons:
+        _print_wrapped(f"  {count:>7,}  ", why)
+
+
+def _print_wrapped(start: str, text: str) -> None:
+    """``text`` behind ``start``, its further lines under its first."""
+    lines = textwrap.wrap(
+        text, _WIDTH - len(start), break_long_words=False, break_on_hyphens=False
+    ) or [""]
+    for index, line in enumerate(lines):
+        click.echo((start if index == 0 else " " * len(start)) + line)
