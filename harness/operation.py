@@ -6,6 +6,7 @@ tests every kernel: there is one way to run a spec.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,18 @@ def label_of(workload: Workload, config: Config) -> str:
 
 def source_of(workload: Workload, config: Config) -> Source:
     return SPECS[workload.op].source(workload, config)
+
+
+def exceeded(workload: Workload, config: Config, program: Program) -> str:
+    """Which of the compiled kernel's own limits, that only the driver knows, a launch would exceed;
+    empty if none."""
+    items = math.prod(SPECS[workload.op].geometry(workload, config).local_size)
+    most, memory = program.work_group_limit(), program.local_memory()
+    if items > most:
+        return f"compiled kernel: work-group {items} > {most} work-items"
+    if memory > program.context.info.local_memory:
+        return f"compiled kernel: local memory {memory} > {program.context.info.local_memory} bytes"
+    return ""
 
 
 def poison(dtype: np.dtype[Any], count: int) -> Array:

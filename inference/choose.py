@@ -13,10 +13,10 @@ the very one that the tuner verified; it is taken as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from math import inf
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ..cache.rows import BestRow
 from ..cache.store import Store
@@ -65,6 +65,7 @@ class Chooser:
     ) -> None:
         self.store, self.driver, self.limits, self.variants = store, driver, limits, variants
         self._banned: set[tuple[Workload, Config]] = set()
+        self._bounded: dict[Workload, tuple[DeviceLimits, str]] = {}
         self._best = {(row.workload, row.digest): row for row in store.best_rows(driver=driver)}
         self._of_op: dict[str, list[tuple[Workload, BestRow]]] = {}
         for row in self._best.values():
@@ -75,6 +76,18 @@ class Chooser:
     def ban(self, choice: Choice) -> None:
         """Never choose it again: it was found to be wrong."""
         self._banned.add((choice.workload, choice.config))
+
+    def shrink(self, choice: Choice, most: int, reason: str) -> None:
+        """From now on, choose only what has fewer work-items to a group than ``choice``, and at
+        most ``most``: its compiled kernel exceeds a limit, as ``reason`` says."""
+        spec = SPECS[choice.workload.op]
+        items = math.prod(spec.geometry(choice.workload, choice.config).local_size)
+        limits: Any = self._limits(choice.workload)
+        bounded = replace(limits, max_work_group_size=min(most, items - 1))
+        self._bounded[choice.workload] = (bounded, reason)
+
+    def _limits(self, workload: Workload) -> DeviceLimits:
+        return self._bounded[workload][0] if workload in self._bounded else self.limits
 
     def choose(self, workload: Workload, layout: str | None = None) -> Choice:
         """The best known configuration that reads ``layout``, where one is given.
@@ -95,7 +108,7 @@ class Chooser:
         for config in self._usable(workload, layout, [old] if old else []):
             return Choice(workload, config, "older driver")
         others = self._others(workload, digest)
-        for other, row in nearest(workload, others[True], inf):
+        for other, row in nearest(workload, others[True], math.inf):
             for config in self._usable(workload, layout, [row]):
                 return Choice(workload, config, "neighbour", other)
         return self._similar(workload, layout, others[False]) or Choice(
@@ -114,7 +127,7 @@ class Chooser:
                     spec.contains(workload, config)
                     and self.variants.allows(workload.op, config)
                     and layout in (None, spec.layout(workload, config))
-                    and spec.check(workload, config, self.limits) is None
+                    and spec.check(workload, config, self._limits(workload)) is None
                 )
             except (ValueError, KeyError, TypeError):
                 continue  # a row that this version can't read is no row
@@ -170,18 +183,20 @@ class Chooser:
             return False  # a cache file may hold any workload
 
     def _safe(self, workload: Workload, layout: str | None) -> Config:
-        spec = SPECS[workload.op]
+        spec, limits = SPECS[workload.op], self._limits(workload)
         kind = self.variants.kind(workload.op)
         if layout is not None or kind is None:
-            config: Config | None = spec.safe(workload, self.limits, layout)
+            config: Config | None = spec.safe(workload, limits, layout)
         else:
-            config = spec.safe_of_kind(workload, self.limits, kind)
+            config = spec.safe_of_kind(workload, limits, kind)
         reason = "no variant fits"
         if config is not None:
-            broken = spec.check(workload, config, self.limits)
+            broken = spec.check(workload, config, limits)
             if broken is None:
                 return config
             reason = broken.reason
+        if workload in self._bounded:
+            reason = self._bounded[workload][1]
         asked = f" as {kind}" if kind else ""
         raise UnsupportedOperation(f"{workload}: this device can't run it{asked}: {reason}")
 

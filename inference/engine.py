@@ -69,6 +69,7 @@ class Engine:
         *,
         ctx_size: int | None = None,
         kv_dtype: str = DEFAULT_KV,
+        quantize: str | None = None,
         variant: Sequence[str] = (),
         warn: Callable[[str], None] | None = None,
     ) -> Engine:
@@ -80,6 +81,7 @@ class Engine:
         an untuned kernel. ``ctx_size`` is the context in tokens, by default the model's own limit;
         the KV cache takes memory as it fills. ``kv_dtype`` is ``f32`` or ``f16``: half the memory,
         at the cost of float16 rounding (up to 2e-3 of the logits, where float32 stays below 1e-5).
+        ``quantize`` (``q4_0`` or ``q8_0``) codes float weights so while they are loaded.
         ``variant`` is as of ``--variant``. ``warn`` gets each warning as one line (default: the
         log).
 
@@ -92,7 +94,7 @@ class Engine:
         asked = VariantRequest.parse(variant)
         if kv_dtype not in KV_DTYPES:
             raise UsageError(f"KV cache dtype {kv_dtype!r}: {' or '.join(KV_DTYPES)}")
-        opened = open_model(resolve(str(model)))
+        opened = open_model(resolve(str(model)), quantize)
         config = opened.config
         request = together(asked, config.tied)
         limit = _context_limit(ctx_size, config)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import CacheMissError, UnsupportedOperation
-from ..harness.operation import label_of, source_of
+from ..harness.operation import exceeded, label_of, source_of
 from ..kernels import SPECS
 from ..kernels.types import Config, Geometry, Workload
 from ..runtime.context import Context
 from ..runtime.launch import Launch
 from ..runtime.memory import Tensor
-from ..runtime.program import ProgramLoader
+from ..runtime.program import Program, ProgramLoader
 from .choose import UNVERIFIED, Choice, Chooser
 from .graph import MATRIX_OPS, Step
 from .resident import ResidentWeights
@@ -151,10 +151,32 @@ class Planner:
 
     def load(self, choices: Iterable[Choice]) -> None:
         """Programs of ``choices``: one query of the cache file, then from binary or source."""
-        pairs = [(choice, source_of(choice.workload, choice.config)) for choice in choices]
-        self.loader.prefetch(source for _, source in pairs)
-        for choice, source in pairs:
-            self.loader.load(source, label_of(choice.workload, choice.config))
+        choices = list(choices)
+        self.loader.prefetch(source_of(choice.workload, choice.config) for choice in choices)
+        for choice in choices:
+            self._program(choice.workload)
+
+    def _program(self, workload: Workload) -> Program:
+        """The program of what was chosen for ``workload``.
+
+        What was tuned or verified here is known to run. Of a safe default or a neighbour's
+        parameters, the compiled kernel may take more registers or local memory than a group of
+        that size has: then another is chosen, of the same layout. Raises
+        :class:`~clkiln.errors.UnsupportedOperation` where none is small enough.
+        """
+        while True:
+            choice = self.choices[workload]
+            label = label_of(workload, choice.config)
+            program = self.loader.load(source_of(workload, choice.config), label)
+            if choice.origin == "tuned" or choice.origin in UNVERIFIED:
+                return program
+            broken = exceeded(workload, choice.config, program)
+            if not broken:
+                return program
+            logger.info("%s: %s: trying a smaller one", label, broken)
+            self.chooser.shrink(choice, program.work_group_limit(), broken)
+            layout = SPECS[workload.op].layout(workload, choice.config)
+            self.choices[workload] = self._verified(self.chooser.choose(workload, layout), layout)
 
     def plan(self, steps: Sequence[Step]) -> Plan:
         """Bind ``steps``; their weights and tensors must be there."""
@@ -177,10 +199,8 @@ class Planner:
     def _bind(self, step: Step) -> BoundStep:
         key = (step.workload, tuple(sorted(step.tensors.items())))
         if key not in self._launches:
+            program = self._program(step.workload)
             choice = self.choices[step.workload]
-            program = self.loader.load(
-                source_of(step.workload, choice.config), label_of(step.workload, choice.config)
-            )
             spec = SPECS[step.workload.op]
             tensors = [
                 self.resident.part(step.tensors["w"], argument.name.partition(".")[2])

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from ..errors import BuildError, OpenCLError, OutOfDeviceMemory
-from ..harness.operation import Operation, label_of
+from ..harness.operation import Operation, exceeded, label_of
 from ..kernels.types import Config, Workload
 from ..runtime.context import Context
 from ..runtime.program import Program, ProgramLoader
@@ -58,7 +58,7 @@ class Bench:
             spent = time.perf_counter() - start
             return Outcome("compile error", str(error)[:2000], compile_time=spent)
         built = time.perf_counter() - start
-        broken_text = self._compiled_limits(operation, config, program)
+        broken_text = exceeded(workload, config, program)
         if broken_text:
             return Outcome("constraint", broken_text, compile_time=built)
         try:
@@ -68,21 +68,6 @@ class Bench:
         outcome.compile_time = built + (outcome.compile_time or 0.0)
         outcome.key = loader.key(source)
         return outcome
-
-    def _compiled_limits(self, operation: Operation, config: Config, program: Program) -> str:
-        """The compiled kernel's own limits, which only the driver knows."""
-        local_size = operation.spec.geometry(operation.workload, config).local_size
-        items = 1
-        for size in local_size:
-            items *= size
-        if items > program.work_group_limit():
-            return f"compiled kernel: work-group {items} > {program.work_group_limit()} work-items"
-        if program.local_memory() > self.context.info.local_memory:
-            return (
-                f"compiled kernel: local memory {program.local_memory()} > "
-                f"{self.context.info.local_memory} bytes"
-            )
-        return ""
 
     def _run(
         self, operation: Operation, config: Config, program: Program, best: float | None

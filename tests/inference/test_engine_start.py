@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -11,17 +12,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import clk_engine
 from clk_cache import Warnings
 from clkiln.cache.rows import BestRow
 from clkiln.cache.store import Store
-from clkiln.errors import CacheMissError, OutOfDeviceMemory
+from clkiln.errors import CacheMissError, OutOfDeviceMemory, UnsupportedOperation
 from clkiln.harness.compare import Verdict
 from clkiln.harness.operation import Operation
 from clkiln.inference.engine import Engine
 from clkiln.inference.plan import origins
+from clkiln.kernels import SPECS
+from clkiln.runtime.program import Program
 
 QUESTION = "What is the capital of France?"
 
@@ -297,3 +301,44 @@ def test_the_budget_counts_what_is_held() -> None:
         planner, memory = engine.runner.planner, engine.runner.context.memory
         held = [*planner.tensors.values(), *planner.resident._parts.values()]
         assert memory.used == sum(tensor.nbytes for tensor in held)
+
+
+# -- limits of compiled kernels --------------------------------------------------------------------
+
+
+def test_defaults_shrink_to_what_compiled_kernels_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose groups may have too few registers for a kernel."""
+    device = clk_engine.a_device()
+    like_a_gpu = replace(device, info=replace(device.info, type="gpu"))
+
+    def logits(engine: Engine) -> np.ndarray:
+        for token in (5, 7, 9):
+            engine.runner.feed([token])
+        return engine.runner.logits()
+
+    with clk_engine.engine() as engine:
+        expected = logits(engine)
+    monkeypatch.setattr(Program, "work_group_limit", lambda self: 8)
+    with clk_engine.engine(device=like_a_gpu) as engine:
+        sizes = [
+            math.prod(SPECS[workload.op].geometry(workload, choice.config).local_size)
+            for workload, choice in engine.runner.planner.choices.items()
+        ]
+        assert max(sizes) > 8  # those for prompts are not compiled yet
+        assert clk_engine.relative_error(logits(engine), expected) < 1e-4
+        launches = engine.runner.planner._launches.values()
+        assert max(math.prod(step.launch.geometry.local_size) for step in launches) == 8
+        # What is shown is what runs.
+        shown = " ".join(engine.fallbacks())
+        assert all(
+            f"{step.workload}: not tuned, safe default {step.config}" in shown for step in launches
+        )
+
+
+def test_a_default_that_cannot_shrink_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Program, "work_group_limit", lambda self: 0)
+    with (
+        pytest.raises(UnsupportedOperation, match=r"^\w+ .*: .* compiled kernel: work-group 1 > 0"),
+        clk_engine.engine(),
+    ):
+        pass
