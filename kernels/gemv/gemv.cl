@@ -2,15 +2,27 @@
 // SWIGLU) and every KS-th block of columns; the KS partial sums meet in local memory.
 //
 //   N rows of y   LX row tiles to a work-group   KS ways to split K   G row groups to a work-item
-//   U unroll factor of a block   BIAS, ADD, SWIGLU as in epilogue.clh
+//   U unroll factor of a block   BIAS, ADD, SWIGLU, QKV as in epilogue.clh
+//   NORM  x becomes RMSNorm(x) first, see normed.clh
 #include "weights.clh"
 #include "epilogue.clh"
+
+#ifdef NORM
+#include "gemv/normed.clh"
+#define X __local const float *
+#define X_ALIGNED ALIGNED_LOCAL
+#define NORM_ARG __global const float *restrict norm,
+#else
+#define X __global const float *restrict
+#define X_ALIGNED ALIGNED
+#define NORM_ARG
+#endif
 
 #define ACC (G * P)
 
 // acc += block b of row group g times x.
-static inline VR add_block(VR acc, WEIGHT_ARGS(w), __global const float *restrict x, const size_t g,
-                    const int b, const float xsum) {
+static inline VR add_block(VR acc, WEIGHT_ARGS(w), X x, const size_t g, const int b,
+                           const float xsum) {
   const int k = 32 * b;
 #ifdef FLOATS
   const int end = min(32, K - k);
@@ -42,11 +54,11 @@ static inline VR add_block(VR acc, WEIGHT_ARGS(w), __global const float *restric
 #endif
 }
 
-static inline float block_sum(__global const float *restrict x, const int b) {
+static inline float block_sum(X x, const int b) {
 #ifdef NIBBLES
   // Eight at a time: a simulator that the tests run in takes the halves of a float16 for unset.
-  const float8 s8 = (ALIGNED(float8, 4 * b, x) + ALIGNED(float8, 4 * b + 1, x)) +
-                    (ALIGNED(float8, 4 * b + 2, x) + ALIGNED(float8, 4 * b + 3, x));
+  const float8 s8 = (X_ALIGNED(float8, 4 * b, x) + X_ALIGNED(float8, 4 * b + 1, x)) +
+                    (X_ALIGNED(float8, 4 * b + 2, x) + X_ALIGNED(float8, 4 * b + 3, x));
   const float4 s4 = s8.lo + s8.hi;
   const float2 s2 = s4.lo + s4.hi;
   return s2.x + s2.y;
@@ -56,10 +68,18 @@ static inline float block_sum(__global const float *restrict x, const int b) {
 }
 
 __kernel __attribute__((reqd_work_group_size(LX, KS, 1)))
-void gemv(WEIGHT_ARGS(w), __global const float *restrict x, BIAS_ARG
-          __global float *restrict y) {
+void gemv(STATE_ARG WEIGHT_ARGS(w), __global const float *restrict in, NORM_ARG BIAS_ARG
+          __global float *restrict y QKV_ARGS) {
   const int tile = get_global_id(0);
   const int part = get_local_id(1);
+#ifdef NORM
+  __local float8 staged[STAGED];
+  __local float scratch[GROUP_SIZE];
+  const float factor = stage(in, norm, staged, scratch);
+  X x = (X)staged;
+#else
+  X x = in;
+#endif
   VR acc[ACC];
 #pragma unroll
   for (int i = 0; i < ACC; i++) acc[i] = (VR)(0.0f);
@@ -84,6 +104,11 @@ void gemv(WEIGHT_ARGS(w), __global const float *restrict x, BIAS_ARG
 #pragma unroll
   for (int i = 0; i < G; i++) {
     const size_t g = (size_t)tile * G + i;
-    if (g < OUT_GROUPS) store_group(g, acc[i * P + P - 1], acc[i * P], BIAS_VALUE y);
+    if (g >= OUT_GROUPS) continue;
+#ifdef NORM
+#pragma unroll
+    for (int p = 0; p < P; p++) acc[i * P + p] *= factor;
+#endif
+    store_group(g, acc[i * P + P - 1], acc[i * P], BIAS_VALUE y QKV_VALUES);
   }
 }

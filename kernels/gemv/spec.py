@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from ..linear import LinearSpec
-from ..types import Argument, Config, DeviceLimits, Geometry, Value, Variant, Workload
+from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
+from . import heads
 
 
 class GemvSpec(LinearSpec):
     """Workload ``gemv bias fuse k n w``; see :class:`~clkiln.kernels.linear.LinearSpec`.
+
+    With ``norm=yes`` the product is with ``RMSNorm(x)``: the tag ``eps`` and the weights ``norm``
+    are as in the operation rmsnorm. With ``fuse=qkv`` the rows are the query, key and value heads
+    of one token, neighbouring rows of a head being the pairs that rotate (sizes ``heads``,
+    ``kv_heads``, ``head_dim``, ``rope_dim``, tag ``kv``): ``y`` gets the rotated queries, and the
+    position's rows of the caches the rotated keys and the values.
 
     Parameters beside those of the layout: ``LX`` row tiles to a work-group, ``KS`` ways to split k
     within it, ``G`` row groups to a work-item, ``U`` unrolling within a block of columns.
@@ -42,7 +53,15 @@ class GemvSpec(LinearSpec):
     def _tiles(self, workload: Workload, config: Config) -> int:
         return -(-workload.size("n") // (config["R"] * config["G"]))
 
+    def normed(self, workload: Workload) -> bool:
+        return workload.tag("norm", "no") == "yes"
+
     def local_memory(self, workload: Workload, config: Config) -> int:
+        staged = 4 * (-(-workload.size("k") // 8) * 8 + config["LX"] * config["KS"])
+        return self._sums(workload, config) + (staged if self.normed(workload) else 0)
+
+    def _sums(self, workload: Workload, config: Config) -> int:
+        """Bytes of local memory in which the parts of a split meet."""
         if config["KS"] == 1:
             return 0
         pair = 2 if self.paired(workload) else 1
@@ -78,12 +97,54 @@ class GemvSpec(LinearSpec):
         return "gemv"
 
     def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
-        own = {name: config[name] for name in ("LX", "KS", "G", "U")}
-        return self.weight_defines(workload, config) | self.epilogue_defines(workload) | own
+        found = self.weight_defines(workload, config) | self.epilogue_defines(workload)
+        if self.normed(workload):
+            found |= {"NORM": 1, "EPS": f"{float(workload.tag('eps'))!r}f"}
+        if workload.tag("fuse") == "qkv":
+            found |= heads.defines(workload)
+        return found | {name: config[name] for name in ("LX", "KS", "G", "U")}
 
     def geometry(self, workload: Workload, config: Config) -> Geometry:
         local = (config["LX"], config["KS"])
         return Geometry.cover((self._tiles(workload, config), config["KS"]), local)
 
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
-        return *self.weight_arguments(workload, config), *self.tensor_arguments(workload)
+        x, *bias, y = self.tensor_arguments(workload)
+        norm = [Argument("norm", "input", "float32", x.shape[-1:])] if self.normed(workload) else []
+        middle = (*self.weight_arguments(workload, config), x, *norm, *bias)
+        if workload.tag("fuse") != "qkv":
+            return *middle, y
+        state = Argument("state", "state", "int32", (4,))
+        y = replace(y, shape=(1, heads.queries(workload)))
+        return state, *middle, y, *heads.arguments(workload)
+
+    def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
+        inputs = super().inputs(workload, rng)
+        if self.normed(workload):
+            # As long as a residual stream may be: the norm has to even it out.
+            inputs["x"] *= np.float32(np.exp(rng.normal(0, 1)))
+            inputs["norm"] = rng.normal(1, 0.3, workload.size("k")).astype(np.float32)
+        if workload.tag("fuse") == "qkv":
+            inputs |= heads.inputs(workload, rng)
+        return inputs
+
+    def reference(self, workload: Workload, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        if self.normed(workload):
+            x = inputs["x"].astype(np.float64)
+            mean = np.mean(x * x, axis=-1, keepdims=True)
+            x = x / np.sqrt(mean + float(workload.tag("eps"))) * inputs["norm"]
+            inputs = {**inputs, "x": x}
+        found = super().reference(workload, inputs)
+        if workload.tag("fuse") == "qkv":
+            return heads.reference(workload, found["y"], inputs)
+        return found
+
+    def tolerance(self, workload: Workload) -> float:
+        """float16 rounds each value of a cache by up to 2^-11, over many by 2.1e-4."""
+        half = workload.tag("fuse") == "qkv" and workload.tag("kv") == "f16"
+        return 5e-4 if half else super().tolerance(workload)
+
+    def bytes(self, workload: Workload) -> int:
+        norm = 4 * workload.size("k") if self.normed(workload) else 0
+        caches = heads.bytes(workload) if workload.tag("fuse") == "qkv" else 0
+        return super().bytes(workload) + norm + caches

@@ -39,6 +39,11 @@ TINY: dict[str, tuple[str, ...]] = {
         "gemv bias=yes fuse=swiglu k=96 n=37 w=q4_0",
         "gemv bias=yes fuse=add k=96 n=37 w=f32",
         "gemv bias=yes fuse=none k=96 n=37 w=q4_1",
+        "gemv bias=no eps=1e-05 fuse=swiglu k=96 n=37 norm=yes w=q4_1",
+        "gemv bias=yes eps=1e-05 fuse=none k=43 n=19 norm=yes w=f32",
+        "gemv bias=no eps=1e-05 fuse=qkv head_dim=12 heads=4 k=64 kv=f32 kv_heads=2 n=96 norm=yes"
+        " rope_dim=8 w=q4_0",
+        "gemv bias=yes fuse=qkv head_dim=6 heads=3 k=64 kv=f16 kv_heads=1 n=30 rope_dim=6 w=q8_0",
     ),
     "rmsnorm": ("rmsnorm d=67 eps=1e-05 m=3",),
     "roof_fma": ("roof_fma mops=1",),
