@@ -93,6 +93,21 @@ class ModelConfig:
     def kv_dim(self) -> int:
         return self.n_kv_heads * self.head_dim
 
+    @property
+    def turned_rows(self) -> bool:
+        """Whether the rows of q and k are put in another order when they are read.
+
+        Rows i and i + rope.dim / 2 of a head become neighbours, as kernels that fuse the rotary
+        embedding need them. Scores don't change, as q and k change alike; norms of single heads
+        would have to change with them.
+        """
+        return self.rope.style == "half" and not self.qk_norm
+
+    @property
+    def rope_style(self) -> RopeStyle:
+        """Which values of a head form a pair, as the rows of q and k are read."""
+        return "interleaved" if self.turned_rows else self.rope.style
+
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> ModelConfig:
         """Read the configuration and check every tensor against it.

@@ -25,6 +25,9 @@ from .config import ModelConfig
 DECODE_STEPS, PREFILL_STEPS = 256, 4
 
 
+#: Columns up to which a norm is taken into the product behind it: each work-group then holds the
+#: normed vector in its local memory, of which any device has 32 KiB.
+NORMED_COLUMNS = 4096
 #: Operations whose argument ``w`` is a matrix in a layout, and not a vector.
 MATRIX_OPS = ("embedding", "gemm", "gemv")
 
@@ -95,13 +98,38 @@ class Graph:
             return Step(Workload.of("gemv", **items), tensors)
         return Step(Workload.of("gemm", **items, m=m), tensors)
 
+    def _normed(
+        self, norm: str, name: str, m: int, *, n: int, y: str, fuse: str = "none"
+    ) -> Iterator[Step]:
+        """A linear layer of the normed residual stream: for one token in a single launch."""
+        c = self.config
+        if m > 1 or c.hidden > NORMED_COLUMNS:
+            yield self._norm(norm, m)
+            yield self._linear(name, m, n=n, k=c.hidden, x="h", y=y, fuse=fuse)
+            return
+        step = self._linear(name, m, n=n, k=c.hidden, x="x", y=y, fuse=fuse)
+        workload = step.workload.replace(norm="yes", eps=self._eps())
+        yield Step(workload, {**step.tensors, "norm": norm})
+
     def _attention(self, layer: str, m: int, ctx: int) -> Iterator[Step]:
         c = self.config
         heads = {"heads": c.n_heads, "kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
         caches = {"k_cache": f"{layer}.k_cache", "v_cache": f"{layer}.v_cache", "state": "state"}
-        yield self._norm(f"{layer}.attn_norm", m)
-        yield self._linear(f"{layer}.qkv", m, n=c.q_dim + 2 * c.kv_dim, k=c.hidden, x="h", y="qkv")
-        yield self._rope(layer, m, caches)
+        width = c.q_dim + 2 * c.kv_dim
+        *before, qkv = self._normed(f"{layer}.attn_norm", f"{layer}.qkv", m, n=width, y="qkv")
+        yield from before
+        if m == 1 and not c.qk_norm:
+            rotary: dict[str, int | str] = {
+                "fuse": "qkv",
+                "rope_dim": c.rope.dim,
+                "kv": self.kv,
+                **heads,
+            }
+            tensors = {**qkv.tensors, **caches, "table": "rope_table"}
+            yield Step(qkv.workload.replace(**rotary), tensors)
+        else:
+            yield qkv
+            yield self._rope(layer, m, caches)
         attention = Workload.of("attention_decode", **heads, kv=self.kv, ctx=ctx)
         if m > 1:
             attention = Workload.of("attention_prefill", **heads, kv=self.kv, ctx=ctx, m=m)
@@ -114,7 +142,7 @@ class Graph:
         c = self.config
         items: dict[str, int | str] = {"m": m, "ctx": context_bucket(m), "kv": self.kv}
         items |= {"heads": c.n_heads, "kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
-        items |= {"rope_dim": c.rope.dim, "style": c.rope.style}
+        items |= {"rope_dim": c.rope.dim, "style": c.rope_style}
         tensors = {**caches, "table": "rope_table", "qkv": "qkv"}
         if c.qk_norm:
             items |= {"norm": "yes", "eps": self._eps()}
@@ -123,9 +151,8 @@ class Graph:
 
     def _feed_forward(self, layer: str, m: int) -> Iterator[Step]:
         c = self.config
-        yield self._norm(f"{layer}.ffn_norm", m)
-        yield self._linear(
-            f"{layer}.gate_up", m, n=c.intermediate, k=c.hidden, x="h", y="ff", fuse="swiglu"
+        yield from self._normed(
+            f"{layer}.ffn_norm", f"{layer}.gate_up", m, n=c.intermediate, y="ff", fuse="swiglu"
         )
         yield self._linear(
             f"{layer}.ffn_down", m, n=c.hidden, k=c.intermediate, x="ff", y="x", fuse="add"

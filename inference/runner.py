@@ -24,7 +24,7 @@ from .weights import Weights
 #: Bits of the argmax kernel's status.
 NOT_FINITE, ALL_EQUAL = 1, 2
 #: Arguments that are vectors of the file; ``w`` of a norm is one, too.
-VECTORS = ("bias", "q_norm", "k_norm")
+VECTORS = ("bias", "norm", "q_norm", "k_norm")
 
 
 class Runner:

@@ -35,7 +35,7 @@ class Weights:
         matrices = []
         for part in self.parts(name):
             info = self.source.tensors[f"{part}.weight"]
-            raw = self.source.raw(f"{part}.weight")
+            raw = self._turned(part, self.source.raw(f"{part}.weight"))
             matrices.append(Matrix(info.dtype, info.shape[1], raw))
         return concatenate(matrices)
 
@@ -44,9 +44,17 @@ class Weights:
         layer, _, kind = name.rpartition(".")
         if kind != "bias":
             return self.source.raw(f"{name}.weight").astype(np.float32)
-        return np.concatenate(
-            [self.source.raw(f"{part}.bias").astype(np.float32) for part in self.parts(layer)]
-        )
+        biases = (self._turned(p, self.source.raw(f"{p}.bias")) for p in self.parts(layer))
+        return np.concatenate([bias.astype(np.float32) for bias in biases])
+
+    def _turned(self, part: str, rows: Array) -> Array:
+        """Rows of q or k in the order of :attr:`~.config.ModelConfig.turned_rows`."""
+        if not (self.config.turned_rows and part.endswith((".attn_q", ".attn_k"))):
+            return rows
+        dim, turning = self.config.head_dim, self.config.rope.dim
+        order = np.arange(dim)
+        order[:turning] = np.arange(turning).reshape(2, -1).T.reshape(-1)
+        return rows.reshape(-1, dim, *rows.shape[1:])[:, order].reshape(rows.shape)
 
     def rope_table(self, positions: int) -> Array:
         """float32 ``[positions, rope.dim / 2, 2]``: see :meth:`~.rope.Rope.table`."""
