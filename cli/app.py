@@ -19,6 +19,7 @@ from .common import CONTEXT
 #: Command -> what it does. The module of that name holds the click command ``command``.
 COMMANDS = {
     "run": "Answer a prompt.",
+    "chat": "Talk with a model.",
     "tune": "Search the best kernels of a model for a device, once.",
     "bench": "Measure prefill and decode speed.",
     "report": "Show what was searched, found and kept.",

@@ -70,6 +70,11 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def print_json_line(data: Any) -> None:
+    """One JSON document on one line of standard output, at once."""
+    click.echo(json.dumps(data, ensure_ascii=False, allow_nan=False))
+
+
 #: Control characters beside tab and line breaks: what a model made up shall not steer a terminal.
 _UNSEEN = dict.fromkeys((*range(32), *range(127, 160)), "�")
 for _code in map(ord, "\t\n\r"):

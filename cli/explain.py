@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .common import note, rate
 
 if TYPE_CHECKING:
-    from ..inference.engine import Completion, Engine
+    from ..inference.completion import Completion, TokenLogprob
+    from ..inference.engine import Engine
+
+_WIDTH = 80
 
 
 def explain_device(engine: Engine) -> None:
@@ -37,11 +42,25 @@ def explain_programs(engine: Engine) -> None:
 def explain_answer(completion: Completion) -> None:
     """Tokens and speeds of one answer."""
     timing = completion.timing
+    reused = f" and {completion.reused} reused" if completion.reused else ""
+    prefill, decode = (timing.get(f"{phase}_tok_s") for phase in ("prefill", "decode"))
+    note(f"prefill:    {completion.prefilled} tokens{reused}, {rate(prefill)} tokens/s")
     note(
-        f"prefill:    {len(completion.prompt_token_ids)} tokens, "
-        f"{rate(timing['prefill_tok_s'])} tokens/s"
-    )
-    note(
-        f"decode:     {len(completion.token_ids)} tokens, {rate(timing['decode_tok_s'])} tokens/s; "
+        f"decode:     {len(completion.token_ids)} tokens, {rate(decode)} tokens/s; "
         f"seed {completion.seed}"
     )
+
+
+def explain_likelihood(tokens: Sequence[TokenLogprob]) -> None:
+    """A line for each token of an answer: how likely it was, and what was likely in its place."""
+    note(f"{'token':<20}{'logprob':>9}{'share':>8}  likeliest")
+    for token in tokens:
+        head = f"{token.text!r:<20}{token.logprob:>9.3f}{math.exp(token.logprob):>8.1%}  "
+        lines = [head]
+        for other in token.top:
+            text = f"{other.text!r} {math.exp(other.logprob):.1%}  "
+            if len(lines[-1]) + len(text.rstrip()) > _WIDTH:
+                lines.append(" " * len(head))
+            lines[-1] += text
+        for line in lines:
+            note(line.rstrip())

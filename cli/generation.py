@@ -28,6 +28,15 @@ class Number(click.FloatRange):
         return number
 
 
+class Text(click.types.StringParamType):
+    """A text that is not empty."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value:
+            self.fail("it is empty.", param, ctx)
+        return str(super().convert(value, param, ctx))
+
+
 def _gathered(name: str, *options: Callable[[Any], Any]) -> Callable[[F], F]:
     """Add ``options`` and hand their values to the command as one dictionary called ``name``."""
 
@@ -67,8 +76,32 @@ sampling = _gathered(
         "--top-p", type=Number(0, 1, min_open=True), metavar="P",
         help="Keep the likeliest tokens that reach P together; 1: all.",
     ),
+    click.option(
+        "--min-p", type=Number(0, 1), metavar="P",
+        help="Keep tokens at least P times as likely as the likeliest; 0: all.",
+    ),
+    click.option(
+        "--repeat-penalty", type=Number(0, min_open=True), metavar="R",
+        help="Divide the logits of recent tokens by R; 1: off.",
+    ),
+    click.option(
+        "--presence-penalty", type=Number(-2, 2), metavar="A", default=0.0,
+        help="Lower the logits of tokens that were in the answer by A.",
+    ),
+    click.option(
+        "--frequency-penalty", type=Number(-2, 2), metavar="A", default=0.0,
+        help="Lower them by A for each time.",
+    ),
+    click.option(
+        "--stop", multiple=True, metavar="TEXT", type=Text(),
+        help="End the answer before TEXT; may be given again.",
+    ),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Repeat a sampled answer."),
 )  # fmt: skip
+
+system_option = click.option(
+    "--system", metavar="TEXT", help="A system message: how the model shall answer."
+)
 
 #: Keywords of :meth:`Engine.load`.
 loading = _gathered(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ import click
 from ..errors import UsageError
 from .clock import since_process_start
 from .common import model_argument, note, print_json, say, shared, warn
-from .generation import loading, sampling
+from .explain import explain_answer, explain_device, explain_likelihood, explain_programs
+from .generation import loading, sampling, system_option
 
 if TYPE_CHECKING:
     from ..inference.engine import Completion, Engine
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @click.option("-f", "--file", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
               help="Read the prompt from FILE; - is standard input.", metavar="FILE")  # fmt: skip
+@system_option
 @sampling
+@click.option("--logprobs", type=click.IntRange(0), metavar="N",
+              help="Say how likely each token was, and the N likeliest.")  # fmt: skip
 @click.option("--raw", is_flag=True, help="Pass the prompt without the chat template.")
 @click.option("--verbose", is_flag=True, help="Say which device, kernels and times, and why.")
 @loading
@@ -31,6 +36,8 @@ def command(
     model: str,
     prompt: str | None,
     file: str | None,
+    system: str | None,
+    logprobs: int | None,
     raw: bool,
     verbose: bool,
     as_json: bool,
@@ -39,15 +46,25 @@ def command(
 ) -> None:
     """Answer PROMPT with MODEL (a .gguf file or a catalog entry).
 
-    Without PROMPT and --file, standard input is the prompt. One line break at the end of a file
-    or of standard input is no part of the prompt.
+    Without PROMPT and --file, standard input is the prompt; on a terminal a chat begins (see
+    clkiln chat), unless --raw, --json or --logprobs ask for one answer. One line break at the end
+    of a file or of standard input is no part of the prompt.
     """
+    if raw and system is not None:
+        raise UsageError("--raw has no place for --system: write it into the prompt")
+    single = raw or as_json or logprobs is not None
+    if prompt is None and file is None and sys.stdin.isatty() and not single:
+        from .chat import chat
+        from .conversation import Conversation
+
+        chat(model, Conversation(system), sampling, loading, verbose=verbose)
+        return
     from ..inference.engine import Engine
 
     text = _prompt(prompt, file)
     with Engine.load(model, **loading, warn=warn) as engine:
         startup = since_process_start()
-        stream = engine.stream(text, raw=raw, **sampling)
+        stream = engine.stream(text, raw=raw, system=system, logprobs=logprobs, **sampling)
         for piece in stream:
             if not as_json:
                 say(piece)
@@ -55,6 +72,8 @@ def command(
             print_json(_result(engine, stream.completion, startup))
         else:
             click.echo()
+            if stream.completion.logprobs is not None:
+                explain_likelihood(stream.completion.logprobs)
         if verbose:
             _explain(engine, stream.completion, startup)
 
@@ -94,7 +113,7 @@ def _result(engine: Engine, completion: Completion, startup: float) -> dict[str,
     runner = engine.runner
     counts = runner.loader.counts
     timing = completion.timing
-    return {
+    result: dict[str, Any] = {
         "text": completion.text,
         "token_ids": completion.token_ids,
         "prompt_token_ids": completion.prompt_token_ids,
@@ -113,11 +132,15 @@ def _result(engine: Engine, completion: Completion, startup: float) -> dict[str,
             "decode_tok_s": timing["decode_tok_s"],
         },
     }
+    if completion.logprobs is not None:
+        result["logprobs"] = [
+            {**asdict(token), "top": [other._asdict() for other in token.top]}
+            for token in completion.logprobs
+        ]
+    return result
 
 
 def _explain(engine: Engine, completion: Completion, startup: float) -> None:
-    from .explain import explain_answer, explain_device, explain_programs
-
     explain_device(engine)
     explain_programs(engine)
     note(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -66,8 +66,13 @@ class Stream:
     :meth:`close`) to end the answer early: the engine can be used on.
     """
 
-    def __init__(self, pieces: Generator[str, None, None], completion: Completion) -> None:
-        self._pieces, self.completion = pieces, completion
+    def __init__(
+        self,
+        pieces: Generator[str, None, None],
+        completion: Completion,
+        cancel: Callable[[], None],
+    ) -> None:
+        self._pieces, self.completion, self._cancel = pieces, completion, cancel
 
     def __iter__(self) -> Stream:
         return self
@@ -78,3 +83,11 @@ class Stream:
     def close(self) -> None:
         """End the answer here; ``completion`` keeps what there is."""
         self._pieces.close()
+
+    def cancel(self) -> None:
+        """Let the iteration end after the launches at hand, a prompt's next chunk at the latest.
+
+        Unlike :meth:`close` this may be called while a piece is computed: from a signal handler or
+        another thread.
+        """
+        self._cancel()

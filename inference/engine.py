@@ -216,7 +216,7 @@ class Engine:
                 self._generation.ended = True
             self._generation = generation
 
-        return Stream(generation.pieces(begin), generation.completion)
+        return Stream(generation.pieces(begin), generation.completion, generation.cancel)
 
     # -- what happened ---------------------------------------------------------------------------
 

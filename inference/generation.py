@@ -50,6 +50,11 @@ class Generation:
         self._stops = StopStrings(options.stop)
         #: Set when another answer began on the runner: this one can't go on.
         self.ended = False
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Let :meth:`pieces` end after the launches at hand."""
+        self._cancelled = True
 
     def pieces(self, begin: Callable[[], None]) -> Generator[str, None, None]:
         """The answer's text as it comes; ``begin`` is called when its first token is asked for."""
@@ -73,7 +78,8 @@ class Generation:
     def _text(self, times: list[float]) -> Generator[str, None, None]:
         """Pieces of text, empty ones too; first and last token's times go to ``times``."""
         completion, decoder, stops = self.completion, self._decoder, self._stops
-        self._prefill()
+        if not self._prefill():
+            return
         token = self._choose()
         times.append(time.perf_counter())
         while True:
@@ -81,6 +87,8 @@ class Generation:
                 completion.finish_reason = "stop"
                 break
             yield stops.push(decoder.push(token))
+            if self._cancelled:
+                return
             if stops.found:
                 break
             if len(completion.token_ids) == self.options.max_tokens:
@@ -95,7 +103,8 @@ class Generation:
         completion.finish_reason = completion.finish_reason or ("stop" if stops.found else "length")
         yield tail
 
-    def _prefill(self) -> None:
+    def _prefill(self) -> bool:
+        """False if it was cancelled."""
         runner, ids = self.runner, self.completion.prompt_token_ids
         # The last token is always computed: its logits are needed.
         kept = min(runner.common(ids), len(ids) - 1)
@@ -104,7 +113,9 @@ class Generation:
         self.completion.reused, self.completion.prefilled = kept, len(ids) - kept
         self.sampler.begin(ids)
         runner.reset(kept)
-        runner.feed(ids[kept:])
+        whole = runner.feed(ids[kept:], lambda: self._cancelled)
+        self.completion.prefilled = runner.length - kept
+        return whole
 
     def _feed(self, token: int) -> None:
         if self.sampler.plain:

@@ -89,8 +89,11 @@ class Runner:
         """How many of the first ``length`` positions computing them anew would not change."""
         return min(self._repeatable, length) // CHUNK * CHUNK
 
-    def feed(self, tokens: Sequence[int]) -> None:
+    def feed(self, tokens: Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> bool:
         """Append ``tokens`` to the sequence; afterwards logits and pick are those of the last.
+
+        ``cancelled`` is asked before each chunk; if it says so, the rest is left out and the
+        answer is False, and there are no logits.
 
         Raises :class:`~clkiln.errors.ContextLengthError` or
         :class:`~clkiln.errors.OutOfDeviceMemory`, with nothing done, if they don't fit.
@@ -100,8 +103,11 @@ class Runner:
         self._check(tokens)
         self._grow(self.length + len(tokens))
         for start in range(0, len(tokens), CHUNK):
+            if cancelled():
+                return False
             self._body(tokens[start : start + CHUNK])
         self._head()
+        return True
 
     def feed_pick(self) -> None:
         """Append the token that is the device's own pick: a greedy step without a copy of it."""

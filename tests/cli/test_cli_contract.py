@@ -19,7 +19,12 @@ Call = Callable[..., Result]
 FLAGS: dict[str, str] = {
     "": "--version",
     "run": "--device --cache --json -n --max-tokens --temp --temperature --top-k --top-p --seed -c "
-    "--ctx-size --raw --verbose --require-cache --variant --kv-dtype -f --file --debug",
+    "--ctx-size --raw --verbose --require-cache --variant --kv-dtype -f --file "
+    "--system --min-p --repeat-penalty --presence-penalty --frequency-penalty --stop --logprobs "
+    "--debug",
+    "chat": "--device --cache --json -n --max-tokens --temp --temperature --top-k --top-p --seed "
+    "-c --ctx-size --verbose --require-cache --variant --kv-dtype --system --min-p --load --stop "
+    "--repeat-penalty --presence-penalty --frequency-penalty --debug",
     "tune": "--device --cache --json --level --budget --kernel --force --dry-run --variant --debug",
     "bench": "--device --cache --json -p -n -r -o --variant --debug",
     "report": "--device --cache --json --html --kernel --debug",
@@ -75,6 +80,15 @@ def test_version(call: Call) -> None:
         "run MODEL a --temp inf", "run MODEL a --temp=", "run MODEL a --kv-dtype f8",
         "run MODEL a -f nothing.txt", "run MODEL -f .", "run MODEL -f", "run MODEL a -f -",
         "run MODEL a --top-k -1", "run MODEL a --top-p nan", "run MODEL a --seed 1.5",
+        "run MODEL a --min-p -0.1", "run MODEL a --min-p 1.1", "run MODEL a --min-p much",
+        "run MODEL a --repeat-penalty 0", "run MODEL a --repeat-penalty inf",
+        "run MODEL a --presence-penalty 3", "run MODEL a --presence-penalty nan",
+        "run MODEL a --frequency-penalty -2.5", "run MODEL a --frequency-penalty often",
+        "run MODEL a --logprobs -1", "run MODEL a --logprobs 1e9", "run MODEL a --stop",
+        "run MODEL a --stop=", "run MODEL a --raw --system b", "run MODEL a --system",
+        "chat", "chat MODEL a", "chat MODEL --raw", "chat MODEL --logprobs 1", "chat MODEL -n 0",
+        "chat MODEL --load nothing.json", "chat MODEL --load .", "chat MODEL --load MODEL",
+        "chat MODEL -c 1025", "chat MODEL --variant tape", "chat MODEL --temp nan",
         "run MODEL a --top-p 0", "run MODEL a --top-p 1.5",
         "run MODEL a --seed -1", "run MODEL a -c 0", "run MODEL a -c 1025",
         "run MODEL a --variant tape", "run MODEL a --variant gemv", "run MODEL a --variant gemv=",
@@ -150,7 +164,7 @@ def damaged(folder: Path, what: str) -> tuple[object, str]:
     return path, "model.gguf"
 
 
-@pytest.mark.parametrize("command", ["run", "tune", "bench"])
+@pytest.mark.parametrize("command", ["run", "chat", "tune", "bench"])
 @pytest.mark.parametrize(
     "what",
     [
@@ -182,8 +196,8 @@ def one_line(result: Result, problem: str, code: int = 1) -> None:
 # -- devices ---------------------------------------------------------------------------------------
 
 USES_DEVICE = [
-    "run MODEL hi", "tune MODEL", "tune MODEL --dry-run", "bench MODEL", "cache path", "cache info",
-    "cache clear --yes", "kernels", "devices", "report",
+    "run MODEL hi", "chat MODEL", "tune MODEL", "tune MODEL --dry-run", "bench MODEL", "cache path",
+    "cache info", "cache clear --yes", "kernels", "devices", "report",
 ]  # fmt: skip
 
 

@@ -186,6 +186,52 @@ def test_sampling_flags_reach_the_sampler(run: Call, answer: Any) -> None:
     assert first != greedy
 
 
+def test_a_stop_string_ends_the_answer(run: Call, answer: Any) -> None:
+    middle = answer.text[len(answer.text) // 2 :][:2]
+    said = run(QUESTION, *GREEDY, "--stop", middle, "--stop", "never said", "--json").out
+    data = json.loads(said)
+    assert data["text"] == answer.text[: answer.text.index(middle)]
+    assert data["finish_reason"] == "stop"
+
+
+def test_a_system_message_comes_first(run: Call) -> None:
+    plain, asked = (
+        json.loads(run("Hello", *GREEDY, "--json", *flags).out)["prompt_token_ids"]
+        for flags in ([], ["--system", "Be brief."])
+    )
+    assert asked[-len(plain) :] == plain
+    assert len(asked) > len(plain)
+    result = run("Hello", "--raw", "--system", "Be brief.")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: --raw has no place for --system")
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_likelihoods(run: Call, answer: Any, count: int) -> None:
+    data = json.loads(run(QUESTION, *GREEDY, "--logprobs", count, "--json").out)
+    assert set(data) == {*FIELDS, "logprobs"}
+    assert [token["id"] for token in data["logprobs"]] == answer.token_ids
+    for token in data["logprobs"]:
+        assert set(token) == {"id", "text", "logprob", "top"}
+        assert token["logprob"] < 0
+        assert [other["id"] for other in token["top"]][:1] == [token["id"]][:count], "greedy"
+        likely = [other["logprob"] for other in token["top"]]
+        assert likely == sorted(likely, reverse=True) and len(likely) == count
+    result = run(QUESTION, *GREEDY, "--logprobs", count)
+    assert result.out == answer.text + "\n"
+    lines = result.err.splitlines()
+    assert lines[1].split() == ["token", "logprob", "share", "likeliest"]
+    rows = [line for line in lines[2:] if not line.startswith(" ")]
+    assert len(rows) == len(answer.token_ids)
+    assert all(len(line) <= 80 for line in lines[1:])
+
+
+def test_more_likelihoods_than_tokens(run: Call) -> None:
+    result = run(QUESTION, "--logprobs", 10**6)
+    assert (result.code, result.out) == (2, "")
+    assert "the model's vocabulary has 515" in result.lines("error: ")[0]
+
+
 def test_a_raw_prompt_has_no_template(run: Call) -> None:
     plain, raw = (
         json.loads(run("Hello", *GREEDY, "--json", *flags).out)["prompt_token_ids"]
