@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clk_models import BYTE_TOKENS, SPECIAL, as_read, vocabulary_keys
-from clkiln.inference.detokenize import StreamDecoder
+from clkiln.errors import UsageError
+from clkiln.inference.detokenize import StopStrings, StreamDecoder
 from clkiln.inference.tokenizer import Tokenizer
 
 SIZE = 520
@@ -87,3 +88,47 @@ def test_special_tokens_inside_a_character_do_not_break_it() -> None:
     pushed = [stream.push(id) for id in (FIRST_BYTE + first, 1, FIRST_BYTE + second)]
     assert pushed == ["", "", "é"]
     assert BYTE_TOKENS + FIRST_BYTE < SIZE
+
+
+# -- stop strings ----------------------------------------------------------------------------------
+
+LETTERS = st.text("ab", max_size=12)
+STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
+
+
+def cut(text: str, stops: list[str]) -> tuple[str, bool]:
+    """Told plainly: read a character after another until a stop string is complete."""
+    for end in range(len(text) + 1):
+        found = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if found:
+            return text[: min(found)], True
+    return text, False
+
+
+@settings(max_examples=300)
+@given(pieces=st.lists(LETTERS, max_size=6), stops=STOPS)
+def test_stop_strings_cut_wherever_pieces_end(pieces: list[str], stops: list[str]) -> None:
+    found = StopStrings(stops)
+    shown = ""
+    expected, stopped = cut("".join(pieces), stops)
+    for piece in pieces:
+        shown += found.push(piece)
+        assert expected.startswith(shown)
+    assert found.found == stopped
+    # No more is held back than what may become a stop string.
+    held = expected[len(shown) :]
+    assert stopped or not held or any(s.startswith(held) and s != held for s in stops)
+    assert shown + found.flush() == expected
+    assert (found.push("more") == "") == stopped
+
+
+def test_one_string_is_one_stop_string() -> None:
+    stops = StopStrings("END")
+    assert stops.push("E END now") == "E "
+    assert stops.found
+
+
+@pytest.mark.parametrize("stops", [[""], ["a", ""], "", [None], [b"a"]])
+def test_stop_strings_that_are_none(stops: list[str]) -> None:
+    with pytest.raises(UsageError, match="stop string"):
+        StopStrings(stops)
