@@ -18,8 +18,9 @@ import numpy as np
 from .grid import Config, Floats, Grid, Indices
 from .surrogate import Surrogate
 
-#: Configurations that the model looks at; of a larger space a sample, drawn anew at each fit.
-WIDTH = 20_000
+#: Configurations that the model looks at: as many as observations times configurations allow,
+#: within these bounds. Of a larger space it is a sample, drawn anew at each fit.
+WORK, NARROWEST, WIDEST = 1_500_000, 2_000, 20_000
 #: Observations that the model holds, and how many of them are left when it is full.
 CAPACITY, KEPT = 512, 400
 #: Observations that weights are fitted to, and the share of the fastest among them.
@@ -63,7 +64,8 @@ class Strategy:
         self._next_fit = float(FIRST_FIT)
         self._pool: Indices = np.zeros(0, np.int64)
         self._place: Indices = np.full(self._grid.size, -1)  # in the pool
-        self._model = self._new_model()
+        self._merit = np.full(self._grid.size, -np.inf)
+        self._model = self._new_model(np.zeros(0, np.int64))
 
     # -- ask and tell --------------------------------------------------------------------------
 
@@ -80,6 +82,7 @@ class Strategy:
         self._update(targets)
         merit = self._improvement(works, targets) if len(works) else self._promise()
         merit[self._asked[self._pool]] = -np.inf
+        self._merit[self._pool] = merit
         return self._take(int(self._pool[np.argmax(merit)]))
 
     def tell(self, index: int, time: float | None) -> None:
@@ -162,7 +165,7 @@ class Strategy:
     def _refit(self, targets: Floats) -> None:
         order = np.array(self._order, np.int64)
         kept = self._pick(order, targets, KEPT)
-        if self._grid.size > WIDTH:
+        if self._grid.size > self._width:
             weights = self._model.weights
             self._model = self._new_model(kept)
             self._model.weights = weights
@@ -182,24 +185,29 @@ class Strategy:
         others = self._random.choice(ranked[first:], most - first, replace=False)
         return np.concatenate([ranked[:first], others])
 
-    def _new_model(self, known: Sequence[int] | Indices = ()) -> Surrogate:
-        """A model of all configurations, or of what is known, its surroundings and a sample."""
+    def _new_model(self, known: Indices) -> Surrogate:
+        """A model of what is known and of the pool to choose from."""
         size = self._grid.size
-        if size <= WIDTH:
-            self._pool = np.arange(size)
-        else:
-            near = np.zeros(size, bool)
-            if (best := self.best) is not None:
-                near = self._grid.apart(best[0]) == 1
-            order = np.argsort(
-                self._random.random(size) - 2.0 * (near & ~self._asked), kind="stable"
-            )
-            open_ = order[~self._asked[order]]
-            self._pool = np.concatenate([np.array(known, np.int64), open_[: WIDTH - len(known)]])
+        self._pool = np.arange(size) if size <= self._width else self._sample(known)
         self._place[:] = -1
         self._place[self._pool] = np.arange(len(self._pool))
-        part = self._grid if size <= WIDTH else self._grid.take(self._pool)
+        part = self._grid if size <= self._width else self._grid.take(self._pool)
         return Surrogate(part, CAPACITY)
+
+    @property
+    def _width(self) -> int:
+        return min(WIDEST, max(NARROWEST, WORK // max(1, len(self._order))))
+
+    def _sample(self, known: Indices) -> Indices:
+        """What is known; around the best; what had most merit, to half; others at random."""
+        room = self._width - len(known)
+        rank = self._random.random(self._grid.size)
+        valued = np.flatnonzero(~self._asked & np.isfinite(self._merit))
+        rank[valued[np.argsort(-self._merit[valued], kind="stable")][: room // 2]] -= 1
+        if (best := self.best) is not None:
+            rank[self._grid.apart(best[0]) == 1] -= 2
+        free = np.flatnonzero(~self._asked)
+        return np.concatenate([known, free[np.argsort(rank[free], kind="stable")][:room]])
 
 
 def _standardised(logs: Floats) -> Floats:

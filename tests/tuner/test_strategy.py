@@ -229,7 +229,8 @@ def test_a_misleading_prior_is_overcome() -> None:
 
 def test_a_larger_space_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the model does not see at first is asked for in the end, and the optimum early."""
-    monkeypatch.setattr(strategy_module, "WIDTH", 100)
+    monkeypatch.setattr(strategy_module, "NARROWEST", 60)
+    monkeypatch.setattr(strategy_module, "WIDEST", 100)
     monkeypatch.setattr(strategy_module, "CAPACITY", 48)
     monkeypatch.setattr(strategy_module, "KEPT", 32)
     configs, time = tiled(3)
