@@ -1,8 +1,10 @@
 """Where to look next in the space of one workload.
 
-Optuna's tree-structured Parzen estimator proposes over the whole space; every other proposal is a
-neighbour of the best so far instead (one parameter changed), because such spaces are rugged but
-good configurations lie together. Nothing infeasible and nothing already tried is ever proposed.
+A spec's starting points first, one configuration of each variant, then what
+:class:`~clkiln.tuner.strategy.Strategy` makes of the feasible set. A space that is too large to be
+enumerated is left to Optuna's tree-structured Parzen estimator, with every other proposal a
+neighbour of the best so far (one parameter changed). Nothing infeasible and nothing already tried
+is ever proposed.
 """
 
 from __future__ import annotations
@@ -14,14 +16,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..kernels.types import Config, DeviceLimits, KernelSpec, Value, Workload
+from .strategy import Strategy
 
 if TYPE_CHECKING:
     import optuna
 
 #: Raw spaces up to this many points are enumerated; larger ones are only sampled.
 ENUMERABLE = 50_000
-#: Feasible sets up to this size are simply tried, in random order.
-SMALL = 24
 #: Proposals of the sampler that may be infeasible or known before a random one is taken.
 RETRIES = 4
 #: A variant whose best is this many times slower than the best of all is left alone, but for a
@@ -77,6 +78,20 @@ class Search:
             return None
         return self.spec.feasible(self.workload, self.limits, self.kind)
 
+    @cached_property
+    def _index(self) -> dict[Config, int]:
+        """Where each feasible configuration stands."""
+        return {config: index for index, config in enumerate(self.feasible or ())}
+
+    @cached_property
+    def _strategy(self) -> Strategy:
+        points = [{"variant": c.variant, **dict(c.params)} for c in self.feasible or ()]
+        strategy = Strategy(points, seed=self._seed)
+        for config, time in self._times.items():
+            if config in self._index:
+                strategy.tell(self._index[config], time or None)
+        return strategy
+
     def _feasible(self, config: Config) -> bool:
         try:
             fits = self.kind in (None, self.spec.variant(config.variant).kind)
@@ -115,17 +130,19 @@ class Search:
         for name in self.parameters:
             if name not in seen and (first := self._first_of(name)) is not None:
                 return first
-        remaining = self._remaining()
-        if remaining is not None and len(remaining) <= SMALL:
-            return self._random.choice(remaining) if remaining else None
+        if self.feasible is not None:
+            index = self._strategy.ask()
+            return None if index is None else self.feasible[index]
         self._turn += 1
         if self._turn % 2 == 0 and (near := self._neighbours()):
             return self._random.choice(near)
-        return self._suggest() or self._any(remaining)
+        return self._suggest() or self._any()
 
     def tell(self, config: Config, time: float | None) -> None:
         """Report the time of ``config`` in seconds; None if it failed."""
         self._times[config] = time
+        if "_strategy" in self.__dict__ and config in self._index:
+            self._strategy.tell(self._index[config], time or None)
         trial = self._open.pop(config, None)
         if self._study is None:
             return
@@ -137,11 +154,6 @@ class Search:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             self._study.tell(trial, math.log(time))
-
-    def _remaining(self) -> list[Config] | None:
-        if self.feasible is None:
-            return None
-        return [config for config in self.feasible if config not in self._times]
 
     def _neighbours(self) -> list[Config]:
         """Untried feasible configurations that differ from the best in one parameter."""
@@ -163,9 +175,7 @@ class Search:
         found = [c for c in self.feasible or () if c.variant == variant and c not in self._times]
         return max(found, key=lambda c: sum(like.get(n) == v for n, v in c.params), default=None)
 
-    def _any(self, remaining: list[Config] | None) -> Config | None:
-        if remaining is not None:
-            return self._random.choice(remaining) if remaining else None
+    def _any(self) -> Config | None:
         for _ in range(1000 * RETRIES):
             variant = self._random.choice(list(self.parameters))
             values = {n: self._random.choice(v) for n, v in self.parameters[variant].items()}

@@ -33,6 +33,8 @@ MANY_STEPS, SOME_STEPS, FEW = 25, 15, 30
 AT_ONCE = 8
 #: How much luck, in standard deviations, goes into the choice before anything is known.
 LUCK = 0.5
+#: How much of it decides between configurations whose merit is the same, in logarithms of it.
+TIE = 0.01
 #: Variance of log(time) expected before anything is known, and how many observations it is worth.
 LOG_VARIANCE, LOG_VARIANCE_WORTH = 0.25, 2.0
 #: Least chance to work that anything is given: a region of failures is not closed for ever.
@@ -126,6 +128,7 @@ class Strategy:
             share = failed.mean()
             chance = 1 - share - self._model.smooth(failed - share)
             merit += np.log(np.clip(chance, LEAST_CHANCE, 1))
+        merit += TIE * self._random.random(len(merit))
         return merit
 
     def _promise(self) -> Floats:
