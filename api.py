@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import geometric_mean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,15 @@ from .inference.catalog import resolve
 from .inference.choose import together
 from .inference.devices import choose_device, note_speed
 from .inference.graph import Graph, uses
-from .inference.model import open_model
+from .inference.model import Model, open_model
 from .inference.runner import DEFAULT_KV
+from .inference.standard import standard_operations, standard_uses
 from .kernels import SPECS
 from .kernels.variants import VariantRequest
+from .runtime.device import memory_budget
 from .tuner.levels import LEVELS, parse_budget
 from .tuner.record import undone
-from .tuner.session import SECONDS_PER_TRIAL, TuningRun
+from .tuner.session import CONFIRM_SHARE, SECONDS_PER_TRIAL, TuningRun
 
 if TYPE_CHECKING:
     from .kernels.uses import Use
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: What a run without a model is called in place of the model's name.
+STANDARD = "standard shapes"
 #: Tokens and repeats of the measurements before and after.
 DECODE_TOKENS, DECODE_REPEATS = 32, 3
 PREFILL_TOKENS, PREFILL_REPEATS = 256, 2
@@ -59,7 +64,8 @@ class TuneSummary:
     ``already_done`` says that there was nothing left to do), ``trials`` the configurations tried
     and ``by_status`` how many of them ended how. ``decode_*`` and ``prefill_*`` are tokens per
     second of the whole model with safe defaults (``before``) and with what is kept now
-    (``after``); None where they were not measured.
+    (``after``); None where they were not measured. ``speedup`` is there without a model only: how
+    much quicker than safe defaults the workloads searched are now, as a geometric mean.
     """
 
     model: str
@@ -75,12 +81,15 @@ class TuneSummary:
     decode_after: float | None = None
     prefill_before: float | None = None
     prefill_after: float | None = None
+    speedup: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; where nothing was left to do, without figures of a search."""
         data = asdict(self)
         if self.already_done:
             return {name: data[name] for name in _WITHOUT_SEARCH}
+        if self.model != STANDARD:
+            del data["speedup"]
         return data
 
 
@@ -103,13 +112,15 @@ def tune(
 ) -> TuneSummary:
     """Search the best kernels of ``model`` for a device and keep them in its cache file.
 
-    ``model`` is a path or a catalog entry. ``device`` and ``cache`` are as of
-    :meth:`Engine.load <clkiln.inference.engine.Engine.load>`. ``level`` is how long to search:
-    ``fast`` (45 s), ``normal`` (5 min), ``wide`` (30 min) or ``exhaustive``; ``budget``, in
-    seconds or as ``"90s"``, ``"5m"`` or ``"1h"``, ends it sooner. ``kernels`` limits the search to
-    operations (``gemv``, ...), ``variant`` forces where operands lie, as ``--variant`` does.
-    ``force`` searches again what is done already. ``quantize`` is the coding in which float
-    weights are loaded, as of ``Engine.load``.
+    ``model`` is a path or a catalog entry. Without one a standard set of shapes is searched, those
+    of the layers of models that people run: a model that was never tuned then runs with the
+    parameters of the shapes that are most like its own, until it is tuned itself. ``device`` and
+    ``cache`` are as of :meth:`Engine.load <clkiln.inference.engine.Engine.load>`. ``level`` is how
+    long to search: ``fast`` (45 s), ``normal`` (5 min), ``wide`` (30 min) or ``exhaustive``;
+    ``budget``, in seconds or as ``"90s"``, ``"5m"`` or ``"1h"``, ends it sooner. ``kernels`` limits
+    the search to operations (``gemv``, ...), ``variant`` forces where operands lie, as
+    ``--variant`` does. ``force`` searches again what is done already. ``quantize`` is the coding in
+    which float weights are loaded, as of ``Engine.load``.
 
     ``progress`` is called after every trial with a :class:`~clkiln.tuner.session.Progress`,
     ``warn`` with each warning as one line (default: the log). What was found is kept whatever ends
@@ -153,29 +164,39 @@ class TuningJob:
             raise UsageError(f"level {level!r}: {', '.join(LEVELS)}")
         self.level, self.seconds = LEVELS[level], _seconds(budget)
         asked = VariantRequest.parse(variant)
-        if model is None:
-            raise UsageError("no model: give a path or a catalog entry")
-        if quantize is not None:
-            raise UsageError(f"{model}: quantize={quantize!r} is for weights that are floats")
-        self.path = resolve(str(model))
-        opened = open_model(self.path)
-        self.config = opened.config
-        self.name, tied = self.config.name, self.config.tied
-        graph = Graph(self.config, opened.weights, DEFAULT_KV)
-        #: All of the model's workloads, and those of them that are wanted.
-        self.uses = uses(graph, self.config.context_length)
-        self.wanted = _only(self.uses, kernels)
-        self.variants = together(asked, tied)
+        if model is None and quantize is not None:
+            raise UsageError(f"quantize={quantize!r} needs a model with weights that are floats")
+        self.model = None if model is None else open_model(resolve(str(model)), quantize)
+        self.name = STANDARD if self.model is None else self.model.config.name
+        # Among the standard shapes are tied heads, too.
+        self.variants = together(asked, self.model is None or self.model.config.tied)
+        digest = "" if self.model is None else self.model.config.digest
+        #: The device, and why it was chosen, as a phrase.
+        self.device, self.why = choose_device(device, digest, self._warn)
+        #: All of the workloads, and those of them that are wanted.
+        self.uses = self._standard(kernels) if self.model is None else _uses(self.model)
+        self.wanted = self.uses if self.model is None else _only(self.uses, kernels)
         lacking = self.variants.lacking(use.workload.op for use in self.wanted)
         if lacking:
             kind = self.variants.default
             self._warn(f"no {kind} variant, tuned as they are: {', '.join(lacking)}")
-        #: The device, and why it was chosen, as a phrase.
-        self.device, self.why = choose_device(device, self.config.digest, self._warn)
         info = self.device.info
         self.cache = Path(cache) if cache else cache_file(info.name, info.platform)
 
     # -- what is to be done ------------------------------------------------------------------------
+
+    def _standard(self, kernels: Sequence[str]) -> list[Use]:
+        """The standard set, as large as there is time for."""
+        info = self.device.info
+        _check_kernels(kernels, standard_operations(DEFAULT_KV), "the standard shapes")
+        limits = [s for s in (self.level.seconds, self.seconds) if s is not None]
+        found = standard_uses(
+            info, memory_budget(info), DEFAULT_KV, ops=kernels,
+            seconds=min(limits) * (1 - CONFIRM_SHARE) if limits else None,
+        )  # fmt: skip
+        if not found:
+            raise UsageError(f"no standard shape fits {info.name} and its memory: name a model")
+        return found
 
     @cached_property
     def store(self) -> Store:
@@ -240,11 +261,12 @@ class TuningJob:
             tuning.result.defaults.clear()
             self.store.finish_run(run_id, tuning.result.seconds, _figures(tuning.result, {}))
             raise
-        speeds = self._speeds(result)
+        speeds = {} if self.model is None else self._speeds(self.model, result)
         self.store.finish_run(run_id, result.seconds, _figures(result, speeds))
         return self._summary(
             already_done=False, kernels=len(self.todo), seconds=result.seconds,
             trials=result.trials, by_status=result.by_status, **speeds,
+            speedup=None if self.model else self._speedup(),
         )  # fmt: skip
 
     def _summary(self, **figures: Any) -> TuneSummary:
@@ -256,22 +278,33 @@ class TuningJob:
             **figures,
         )
 
-    def _speeds(self, result: TuneResult) -> dict[str, float | None]:
+    def _speedup(self) -> float | None:
+        """Geometric mean of the default's time over the best's, of the workloads searched."""
+        if str(self.variants):
+            return None  # such choices are kept without the default's time
+        driver, gains = self.device.info.driver_key, list[float]()
+        for use in self.todo:
+            row = self.store.best(str(use.workload), driver, SPECS[use.workload.op].digest())
+            if row is not None and row.default_time and row.time:
+                gains.append(row.default_time / row.time)
+        return geometric_mean(gains) if gains else None
+
+    def _speeds(self, model: Model, result: TuneResult) -> dict[str, float | None]:
         """Decode and prefill tokens per second with the safe defaults and with what was found."""
         before: tuple[float | None, float | None] = (None, None)
         after = before
         try:
-            after = self._speed(self.cache)
+            after = self._speed(model, self.cache)
             with tempfile.TemporaryDirectory() as folder:
                 default = Path(folder) / "defaults.sqlite"
                 self._write_defaults(default, result)
-                before = self._speed(default)
+                before = self._speed(model, default)
         except ClkilnError as error:
             self._warn(f"tuned, but the whole model could not be measured: {error}")
         decode, prefill = after
         if decode is not None and not str(self.variants):
             driver = self.device.info.driver_key
-            note_speed(self.store, driver, self.config, decode, prefill, tuned=True)
+            note_speed(self.store, driver, model.config, decode, prefill, tuned=True)
         return {
             "decode_before": before[0],
             "decode_after": after[0],
@@ -284,7 +317,7 @@ class TuningJob:
             for key, (label, binary) in result.defaults.items():
                 store.put_binary(key, binary, label=label, driver=self.device.info.driver_key)
 
-    def _speed(self, cache: Path) -> tuple[float, float]:
+    def _speed(self, model: Model, cache: Path) -> tuple[float, float]:
         from .inference.engine import Engine
         from .inference.speed import measure_decode, measure_prefill
 
@@ -292,7 +325,7 @@ class TuningJob:
         if self.variants.default:
             variant.append(self.variants.default)
         with Engine.load(
-            self.path, self.device, cache, variant=variant, warn=lambda text: None
+            model.path, self.device, cache, variant=variant, warn=lambda text: None
         ) as engine:
             decode = measure_decode(engine, DECODE_TOKENS, DECODE_REPEATS).median
             return decode, measure_prefill(engine, PREFILL_TOKENS, PREFILL_REPEATS).median
@@ -309,11 +342,19 @@ def _seconds(budget: float | str | None) -> float | None:
 def _only(found: list[Use], kernels: Sequence[str]) -> list[Use]:
     if not kernels:
         return found
-    ops = sorted({use.workload.op for use in found})
-    for name in kernels:
-        if name not in ops:
-            raise UsageError(f"no kernel {name!r} in this model; it has {', '.join(ops)}")
+    _check_kernels(kernels, {use.workload.op for use in found}, "this model")
     return [use for use in found if use.workload.op in kernels]
+
+
+def _check_kernels(names: Sequence[str], ops: Collection[str], where: str) -> None:
+    for name in names:
+        if name not in ops:
+            raise UsageError(f"no kernel {name!r} in {where}; it has {', '.join(sorted(ops))}")
+
+
+def _uses(model: Model) -> list[Use]:
+    graph = Graph(model.config, model.weights, DEFAULT_KV)
+    return uses(graph, model.config.context_length)
 
 
 def _figures(result: TuneResult, speeds: dict[str, float | None]) -> dict[str, Any]:

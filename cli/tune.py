@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import model_argument, note, print_json, rate, shared, warn
-from .completers import operations
+from .common import note, print_json, rate, shared, warn
+from .completers import models, operations
 
 if TYPE_CHECKING:
     from ..api import TuneSummary
 
 
 @click.command("tune")
-@model_argument
+@click.argument("model", required=False, shell_complete=models)
 @click.option(
     "--level", type=click.Choice(["fast", "normal", "wide", "exhaustive"]), default="normal",
     show_default=True, help="How long to search: 45 s, 5 min, 30 min, everything.",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Say what would be searched, and how long.")
 @shared("device", "cache", "variant", "json")
 def command(
-    model: str,
+    model: str | None,
     level: str,
     budget: str | None,
     kernels: tuple[str, ...],
@@ -46,6 +46,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Search the best kernels of MODEL for a device and keep them in its cache file.
+
+    Without MODEL it searches standard shapes, those of common models' layers: a model that was
+    never tuned then runs with what was best for the shapes most like its own.
 
     Ctrl-C is safe: what was found is kept, and the next tune goes on from there.
     """
@@ -67,7 +70,8 @@ def command(
     if as_json:
         print_json(summary.as_dict())
     else:
-        _print_summary(summary, _next_command(model, device, cache, variant))
+        following = _next_command(model or "MODEL", device, cache, variant)
+        _print_summary(summary, following)
 
 
 def _next_command(
@@ -91,9 +95,21 @@ def _print_summary(summary: TuneSummary, following: str) -> None:
         return
     click.echo(
         f"tuned {summary.kernels} kernels in {summary.seconds:.0f} s ({summary.trials} trials): "
+        f"{_gain(summary)}kept in {summary.cache_file}; next: {following}"
+    )
+
+
+def _gain(summary: TuneSummary) -> str:
+    """What it brought: to the model, or without one to the kernels; with what goes behind it."""
+    from ..api import STANDARD
+
+    if summary.speedup is not None:
+        return f"{summary.speedup:.2f} times as quick as safe defaults (geometric mean); "
+    if summary.model == STANDARD:
+        return ""
+    return (
         f"decode {rate(summary.decode_before)} -> {rate(summary.decode_after)} tokens/s, "
         f"prefill {rate(summary.prefill_before)} -> {rate(summary.prefill_after)} tokens/s; "
-        f"kept in {summary.cache_file}; next: {following}"
     )
 
 

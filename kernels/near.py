@@ -26,9 +26,17 @@ FAR = 6.0
 _SIZES = {"head_dim": 2.0, "kv_heads": 0.5, "rope_dim": 0.5}
 #: What another value of a tag counts; 1 where nothing else is said. A bias or a sum behind the
 #: product costs next to nothing, and the summand of a norm costs nothing.
-_TAGS = {"bias": 0.1, "eps": 0.01, "style": 0.25}
-#: ``swiglu`` reads two rows for one result; the other values of ``fuse`` differ by an addition.
+_TAGS = {"bias": 0.1, "eps": 0.01, "style": 0.25, "norm": 0.5}
+#: ``swiglu`` reads two rows for one result; the others change what is done with a result.
 _SAME_FUSE, _OTHER_FUSE = 0.1, 1.0
+#: What a workload has only with something fused into it; without an entry it is not fused. Such an
+#: item counts little beside the operation itself, and that the other lacks it counts nothing: the
+#: tag that says so (``norm``, ``fuse``) counts.
+_FUSED = {
+    "gemv": ("norm", "eps", "heads", "kv_heads", "head_dim", "rope_dim", "kv", "style"),
+    "rope": ("norm", "eps"),
+}
+_FUSED_SHARE = 0.1
 #: Another coding of weights, and one that is of another kind (floats, or codes and scales).
 _OTHER_CODING, _OTHER_KIND = 0.5, 1.0
 #: The least that any difference counts: only equal workloads are at distance 0.
@@ -39,14 +47,23 @@ def distance(a: Workload, b: Workload) -> float:
     """How far ``a`` and ``b`` lie apart: symmetric, 0 only if they are equal.
 
     A sum of weighted differences of the logarithms (base 2) of sizes, and of penalties for tags
-    that differ. Infinite for different operations, or where one has an item that the other lacks.
+    that differ. Infinite for different operations, or where one has an item that the other lacks
+    and that does not come with something fused.
     """
     if a == b:
         return 0.0
     one, two = _features(a), _features(b)
-    if a.op != b.op or one.keys() != two.keys():
+    fused = _FUSED.get(a.op, ())
+    if a.op != b.op or not (one.keys() ^ two.keys()) <= {*fused}:
         return inf
-    return sum(_gap(name, one[name], two[name]) for name in one if one[name] != two[name])
+    total = 0.0
+    for name in sorted(one.keys() | two.keys()):
+        if name not in one or name not in two:
+            total += _TAGS["norm"] if name == "norm" else _LEAST
+        elif one[name] != two[name]:
+            gap = _gap(name, one[name], two[name])
+            total += gap * _FUSED_SHARE if name in fused else gap
+    return total
 
 
 def nearest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import clk_engine
 import clkiln
 from clk_tuning import with_roofs
-from clkiln.api import TuningJob
+from clkiln.api import STANDARD, TuningJob
 from clkiln.cache.store import Store
 from clkiln.errors import ModelError, UsageError
-from clkiln.kernels.types import Workload
+from clkiln.kernels import SPECS
+from clkiln.kernels.types import Config, Workload
 from clkiln.tuner.record import done_fact
 from clkiln.tuner.session import Progress
 
@@ -53,6 +55,66 @@ def test_tune_searches_and_keeps(cache: Path) -> None:
     assert (second.kernels, second.trials) == (1, 0)
     assert "seconds" not in second.as_dict()
     assert warnings == []
+
+
+def test_tune_without_a_model(cache: Path) -> None:
+    """A model that nobody tuned then borrows, and answers as it did."""
+    device = clk_engine.a_device()
+    options: dict[str, Any] = {"kernels": ["rmsnorm"], "budget": 2.0, "level": "fast"}
+    done = clkiln.tune(None, device, cache, **options)
+    assert (done.model, done.already_done) == (STANDARD, False)
+    assert done.kernels >= 1
+    assert (done.decode_before, done.decode_after) == (None, None)
+    assert done.speedup is not None and done.speedup >= 1
+    with Store.open(cache, write=False) as store:
+        rows = {Workload.parse(row.workload): row for row in store.best_rows()}
+        assert [row.model for row in store.runs()] == [STANDARD]
+    assert {workload.op for workload in rows} == {"rmsnorm"}
+    with clk_engine.engine() as plain:
+        expected = plain.generate("Hello", temperature=0, max_tokens=4).token_ids
+    # What was quickest on this machine may be the default, and then there is nothing to borrow.
+    odd = Config.of("buffer", LX=2, V=2)
+    with Store.open(cache) as store:
+        for other, row in rows.items():
+            assert SPECS["rmsnorm"].contains(other, odd)
+            store.set_best(replace(row, config=str(odd)))
+    with clk_engine.engine(cache=cache) as engine:
+        assert engine.generate("Hello", temperature=0, max_tokens=4).token_ids == expected
+        choices = engine.runner.planner.choices
+        borrowed = [choice for choice in choices.values() if choice.origin == "similar"]
+        assert borrowed
+        assert {(choice.workload.op, choice.config) for choice in borrowed} == {("rmsnorm", odd)}
+        assert all(choice.tuned_for in rows for choice in borrowed)
+
+
+def test_a_preview_without_a_model(cache_dir: Path) -> None:
+    device = clk_engine.a_device()
+    with TuningJob(device=device, budget="10s", kernels=["rmsnorm", "argmax"]) as job:
+        preview = job.preview()
+        assert {row["workload"] for row in preview["workloads"]} == {
+            str(use.workload) for use in job.uses
+        }
+        assert preview["feasible"] > 0
+    assert list(cache_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"kernels": ["cook"]}, "no kernel 'cook' in the standard shapes; it has argmax"),
+        ({"quantize": "q4_0"}, "quantize='q4_0' needs a model"),
+        ({"level": "low"}, "level 'low'"),
+    ],
+)
+def test_arguments_that_mean_nothing_without_a_model(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        clkiln.tune(device=clk_engine.a_device(), **options)
+
+
+def test_no_shape_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLKILN_MEMORY_BUDGET", "1M")
+    with pytest.raises(UsageError, match="no standard shape fits"):
+        clkiln.tune(device=clk_engine.a_device())
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_version(call: Call) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        "cook", "--cook", "run", "tune", "bench", "pull", "cache eat",
+        "cook", "--cook", "run", "tune a b", "tune --kernel cook", "bench", "pull", "cache eat",
         "run MODEL a b", "run MODEL a --cook", "run MODEL a -n 0", "run MODEL a -n x",
         "run MODEL a --temp -1", "run MODEL a --temp warm", "run MODEL a --temp nan",
         "run MODEL a --temp inf", "run MODEL a --temp=", "run MODEL a --kv-dtype f8",
