@@ -12,7 +12,7 @@ from ..harness.operation import exceeded, label_of, source_of
 from ..kernels import SPECS
 from ..kernels.types import Config, Geometry, Workload
 from ..runtime.context import Context
-from ..runtime.launch import Launch
+from ..runtime.launch import Enqueue, Launch
 from ..runtime.memory import Tensor
 from ..runtime.program import Program, ProgramLoader
 from .choose import UNVERIFIED, Choice, Chooser
@@ -42,20 +42,26 @@ class Plan:
 
     def __init__(self, steps: Sequence[BoundStep], seen: dict[int, float]) -> None:
         self.steps = steps
-        self._geometries: dict[int, list[Geometry]] = {}
+        self._calls: dict[int, list[Enqueue]] = {}
         self._seen = seen
         self._fresh = True
 
     def run(self, m: int) -> None:
-        """Enqueue every launch for ``m`` tokens."""
-        if m not in self._geometries:
-            self._geometries[m] = [step.geometry(m) for step in self.steps]
+        """Enqueue every launch for ``m`` tokens. Raises :class:`~clkiln.errors.LaunchError`."""
         if self._fresh:
-            self._first_run(self._geometries[m])
+            self._first_run([step.geometry(m) for step in self.steps])
             self._fresh = False
             return
-        for step, geometry in zip(self.steps, self._geometries[m], strict=True):
-            step.launch.enqueue(geometry)
+        calls = self._calls.get(m)
+        if calls is None:
+            calls = [step.launch.prepare(step.geometry(m)) for step in self.steps]
+            self._calls[m] = calls
+        # Hundreds of launches a token: nothing but the calls in this loop.
+        for index, call in enumerate(calls):
+            status = call()
+            if status:
+                step = self.steps[index]
+                step.launch.check(status, step.geometry(m))
 
     def _first_run(self, geometries: Sequence[Geometry]) -> None:
         """Run once, and note by how much each program's first launch exceeds its second.

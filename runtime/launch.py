@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import weakref
 from collections.abc import Sequence
 from typing import Protocol
 
 from ..errors import LaunchError
+from . import native
 from .memory import Tensor
+from .native import Enqueue
 from .opencl import cl
 from .program import Program
+
+__all__ = ["Enqueue", "Geometry", "Launch", "event_seconds"]
 
 
 class Geometry(Protocol):
@@ -23,9 +29,6 @@ class Geometry(Protocol):
 class Launch:
     """A kernel, its arguments and its geometry. It keeps its tensors alive.
 
-    Launches of one program share its kernel object, because making one costs pyopencl 0.2 ms of
-    generated code; what the kernel holds is set again only when another launch used it last.
-
     Raises :class:`~clkiln.errors.LaunchError` where the driver refuses the arguments, and
     :class:`~clkiln.errors.DeviceError` for a tensor of another device.
     """
@@ -33,43 +36,44 @@ class Launch:
     def __init__(self, program: Program, tensors: Sequence[Tensor], geometry: Geometry) -> None:
         self.program, self.tensors = program, tuple(tensors)
         self.geometry = geometry
-        self._queue = program.context.queue
         for tensor in tensors:
             tensor.belongs_to(program.context)
-        self._kernel = program.kernel()
-        if self._kernel.num_args != len(self.tensors):
-            raise LaunchError(
-                f"{program.label}: {len(self.tensors)} arguments for {self._kernel.num_args}"
-            )
-        self._bind()
-
-    def _bind(self) -> None:
-        """Set what differs from the launch before: layers share all but weights and caches."""
-        kernel, before = self._kernel, self.program.bound
-        self.program.bound = None  # until all are set: half of ours among another launch's
-        held = before.tensors if isinstance(before, Launch) else (None,) * len(self.tensors)
+        expected = program.kernel().num_args
+        if expected != len(self.tensors):
+            raise LaunchError(f"{program.label}: {len(self.tensors)} arguments for {expected}")
         try:
-            for index, tensor in enumerate(self.tensors):
-                if tensor is not held[index]:
-                    kernel.set_arg(index, tensor.handle)
-        except cl.Error as error:
-            raise LaunchError(f"{self.program.label}: bad arguments: {error}") from error
-        self.program.bound = self
+            self._kernel = native.create_kernel(program.handle, program.name)
+            weakref.finalize(self, native.release_kernel, self._kernel)
+            native.set_args(self._kernel, [tensor.handle for tensor in self.tensors])
+        except native.StatusError as error:
+            raise LaunchError(f"{program.label}: bad arguments: {error}") from error
 
-    def enqueue(self, geometry: Geometry | None = None) -> cl.Event:
-        """Enqueue once, with another geometry where the sizes of this step ask for it."""
-        if self.program.bound is not self:
-            self._bind()
+    def prepare(self, geometry: Geometry | None = None) -> Enqueue:
+        """The launch with everything bound: call it often, and :meth:`check` what it returns."""
         shape = geometry or self.geometry
-        try:
-            return cl.enqueue_nd_range_kernel(
-                self._queue, self._kernel, shape.global_size, shape.local_size
-            )
-        except cl.Error as error:
+        queue = self.program.context.queue
+        return native.enqueue(queue, self._kernel, shape.global_size, shape.local_size)
+
+    def check(self, status: int, geometry: Geometry | None = None) -> None:
+        """Raise :class:`~clkiln.errors.LaunchError` for a status that is not 0."""
+        if status:
+            shape = geometry or self.geometry
             raise LaunchError(
                 f"{self.program.label}: launch of {shape.global_size} by {shape.local_size} "
-                f"failed on {self.program.context.info.name}: {error}"
-            ) from error
+                f"failed on {self.program.context.info.name}: {native.named(status)}"
+            )
+
+    def enqueue(self, geometry: Geometry | None = None) -> None:
+        """Enqueue once, with another geometry where the sizes of this step ask for it."""
+        self.check(self.prepare(geometry)(), geometry)
+
+    def enqueue_timed(self) -> cl.Event:
+        """Enqueue once; the event tells when the device began and ended."""
+        shape, event = self.geometry, ctypes.c_void_p()
+        queue = self.program.context.queue
+        call = native.enqueue(queue, self._kernel, shape.global_size, shape.local_size, event)
+        self.check(call())
+        return cl.Event.from_int_ptr(event.value or 0, retain=False)
 
 
 def event_seconds(event: cl.Event) -> float:

@@ -69,8 +69,6 @@ class Program:
         self.source = source
         #: Set by whoever has seen a launch of it finish: only then is the binary complete.
         self.launched = False
-        #: The launch whose arguments the kernel holds.
-        self.bound: object = None
         self._kernel: cl.Kernel | None = None
 
     def kernel(self) -> cl.Kernel:

@@ -73,15 +73,16 @@ def _first_times(context: Context, copies: list[Bound]) -> list[float]:
 def _launch(context: Context, bounds: list[Bound]) -> list[float]:
     """Seconds of each launch: by device events, or by the clock around a finished queue."""
     if context.profiling:
-        events = [b.launch.enqueue() for b in bounds]
+        events = [b.launch.enqueue_timed() for b in bounds]
         context.finish()
         times = [event_seconds(e) for e in events]
         if min(times) > 0:
             return times
     times = []
     for bound in bounds:
+        launch = bound.launch.prepare()
         start = time.perf_counter()
-        bound.launch.enqueue()
+        bound.launch.check(launch())
         context.finish()
         times.append(time.perf_counter() - start)
     return times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from clk_cache import memory_store, quick, some_best, some_trial
 from clk_run import Limits
 from clkiln.cache.rows import BestRow
 from clkiln.cache.store import Store
-from clkiln.errors import UnsupportedOperation, UsageError
+from clkiln.errors import LaunchError, UnsupportedOperation, UsageError
 from clkiln.inference.choose import Chooser, together
 from clkiln.inference.config import ModelConfig
 from clkiln.inference.gguf import GGUFFile
@@ -257,10 +258,22 @@ class Recorder:
         self.log, self.name, self.times, self.clock = log, name, times, clock
         self.program = self.context = self
         self.launched = False
+        self.status = 0
 
     def enqueue(self, geometry: Geometry) -> None:
         self.log.append(f"{self.name} {geometry.global_size[-1]}")
         self.clock[0] += self.times.pop(0) if self.times else 1.0
+
+    def prepare(self, geometry: Geometry) -> Callable[[], int]:
+        def call() -> int:
+            self.enqueue(geometry)
+            return self.status
+
+        return call
+
+    def check(self, status: int, geometry: Geometry) -> None:
+        if status:
+            raise LaunchError(f"{self.name} of {geometry.global_size}: {status}")
 
     def finish(self) -> None:
         pass
@@ -289,3 +302,7 @@ def test_a_plan_runs_every_step_once_and_times_first_launches(
     # A later plan with the same programs changes nothing: its launches may be of another size.
     Plan(steps, seen).run(32)
     assert seen == {id(a): 7.0, id(b): 5.0}
+    # The launch that the driver refuses is the one that is named.
+    b.status = -5
+    with pytest.raises(LaunchError, match=rf"b of \({3 * local},.*: -5"):
+        plan.run(3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from typing import Any, cast
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from clkiln.kernels.types import Geometry
 from clkiln.runtime.context import Context
 from clkiln.runtime.launch import Launch, event_seconds
 from clkiln.runtime.memory import Tensor
-from clkiln.runtime.opencl import cl
+from clkiln.runtime.native import named
 from clkiln.runtime.program import Program, ProgramLoader
 
 ADD = Source(
@@ -117,43 +117,44 @@ def test_a_geometry_that_the_driver_refuses_is_named(
     y.release()
 
 
-class Refusing:
-    """A kernel that takes one argument and then no more."""
+def test_arguments_that_the_driver_refuses_are_named(
+    context: Context, add: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's own words, for a kernel that has no such arguments."""
+    x, y = full_of(context, 1), full_of(context, 0)
+    nothing = Source("__kernel void nothing() {}", "nothing", ("-cl-std=CL1.2",))
+    program = ProgramLoader(context).load(nothing, "nothing")
+    monkeypatch.setattr(Program, "kernel", lambda program: SimpleNamespace(num_args=2))
+    with pytest.raises(LaunchError, match=r"nothing: bad arguments: clSetKernelArg .*INVALID_ARG"):
+        Launch(program, [x, y], EIGHT)
+    x.release()
+    y.release()
 
-    num_args = 2
 
-    def __init__(self, kernel: Any) -> None:
-        self.kernel, self.left = kernel, 1
-
-    def set_arg(self, index: int, value: Any) -> None:
-        if not self.left:
-            raise cl.LogicError("set_arg", -38, "INVALID_MEM_OBJECT")
-        self.left -= 1
-        self.kernel.set_arg(index, value)
-
-
-def test_a_refused_launch_does_not_spoil_the_one_before(context: Context) -> None:
-    """Half of its arguments are set by then: the other launch has to set its own again."""
+def test_a_kernel_that_the_program_lacks_is_named(
+    context: Context, add: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = ProgramLoader(context).load(ADD, "add n=8")
-    x, y, z = full_of(context, 1), full_of(context, 0), full_of(context, 100)
-    sound = Launch(program, [x, y], EIGHT)
-    kernel = program.kernel()
-    program._kernel = cast(Any, Refusing(kernel))
-    with pytest.raises(LaunchError, match="add n=8: bad arguments"):
-        Launch(program, [z, z], EIGHT)
-    program._kernel = kernel
-    sound.enqueue()
-    assert y.read().tolist() == [1] * 8
-    for tensor in (x, y, z):
-        tensor.release()
+    x, y = full_of(context, 1), full_of(context, 0)
+    program.kernel()
+    monkeypatch.setattr(program, "name", "nowhere")
+    with pytest.raises(LaunchError, match="clCreateKernel failed: INVALID_KERNEL_NAME"):
+        Launch(program, [x, y], EIGHT)
+    x.release()
+    y.release()
+
+
+def test_a_status_is_spelt_out() -> None:
+    assert named(-52) == "INVALID_KERNEL_ARGS (-52)"
+    assert named(-99999) == "status -99999"
 
 
 def test_event_seconds_agree_with_the_clock(context: Context) -> None:
     y = full_of(context, 0)
     launch = Launch(ProgramLoader(context).load(SPIN, "spin"), [y], Geometry((1,), (1,)))
-    launch.enqueue().wait()
+    launch.enqueue_timed().wait()
     start = time.perf_counter()
-    event = launch.enqueue()
+    event = launch.enqueue_timed()
     context.finish()
     wall = time.perf_counter() - start
     assert 0.002 < event_seconds(event) <= wall
@@ -163,7 +164,7 @@ def test_event_seconds_agree_with_the_clock(context: Context) -> None:
 def test_without_profiling_there_is_no_time(context: Context, add: Program) -> None:
     with Context(context.device) as plain:
         x, y = full_of(plain, 1), full_of(plain, 1)
-        event = Launch(ProgramLoader(plain).load(ADD, "add"), [x, y], EIGHT).enqueue()
+        event = Launch(ProgramLoader(plain).load(ADD, "add"), [x, y], EIGHT).enqueue_timed()
         plain.finish()
         with pytest.raises(LaunchError, match="did not time a launch"):
             event_seconds(event)
