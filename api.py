@@ -32,8 +32,8 @@ from .inference.catalog import resolve
 from .inference.choose import together
 from .inference.devices import choose_device, note_speed
 from .inference.graph import Graph, uses
+from .inference.kv_cache import DEFAULT_KV
 from .inference.model import Model, open_model
-from .inference.runner import DEFAULT_KV
 from .inference.standard import standard_operations, standard_uses
 from .kernels import SPECS
 from .kernels.variants import VariantRequest

@@ -16,7 +16,8 @@ from .explain import explain_answer, explain_device, explain_likelihood, explain
 from .generation import loading, sampling, system_option
 
 if TYPE_CHECKING:
-    from ..inference.engine import Completion, Engine
+    from ..inference.completion import Completion
+    from ..inference.engine import Engine
 
 
 @click.command("run")

@@ -25,8 +25,7 @@ from ..runtime.program import ProgramLoader
 from .catalog import resolve
 from .chat import check_messages, render
 from .choose import Chooser, together
-from .completion import Completion as Completion
-from .completion import Stream
+from .completion import Completion, Stream
 from .config import ModelConfig
 from .conversation import Transcript
 from .devices import choose_device

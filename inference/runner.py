@@ -15,8 +15,7 @@ from .buckets import CHUNK, TOKENS, context_bucket, token_bucket
 from .choose import Chooser
 from .config import ModelConfig
 from .graph import MATRIX_OPS, Graph, Step
-from .kv_cache import BLOCK, KVCache
-from .kv_cache import DEFAULT_KV as DEFAULT_KV
+from .kv_cache import BLOCK, DEFAULT_KV, KVCache
 from .plan import Plan, Planner
 from .resident import ResidentWeights
 from .weights import Weights

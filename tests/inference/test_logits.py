@@ -16,7 +16,7 @@ import clk_engine
 from clk_decoder64 import Array, Decoder64
 from clk_pocl import find_pocl
 from clkiln.inference.engine import Engine
-from clkiln.inference.runner import DEFAULT_KV
+from clkiln.inference.kv_cache import DEFAULT_KV
 
 #: The promise: relative L2 error of the logits at any position.
 PROMISED = 1e-3

@@ -22,9 +22,9 @@ from clkiln.inference.choose import Chooser, together
 from clkiln.inference.config import ModelConfig
 from clkiln.inference.gguf import GGUFFile
 from clkiln.inference.graph import Graph
+from clkiln.inference.kv_cache import DEFAULT_KV
 from clkiln.inference.plan import BoundStep, Plan, Planner
 from clkiln.inference.resident import ResidentWeights
-from clkiln.inference.runner import DEFAULT_KV
 from clkiln.inference.weights import Weights
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Config, Geometry, Workload
