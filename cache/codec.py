@@ -31,9 +31,9 @@ TABLE_OF: dict[type, str] = {
 }
 
 
-def now() -> str:
-    """UTC, ISO 8601, seconds: ``2026-11-20T18:45:00Z``."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def now(*, days_ago: float = 0) -> str:
+    """UTC, ISO 8601, seconds: ``2026-11-20T18:45:00Z``. Such texts sort by time."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - days_ago * 86400))
 
 
 def columns(kind: type[DataclassInstance]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import stat
+import tempfile
 from pathlib import Path
 
 from ..errors import CacheError
@@ -67,9 +69,36 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     try:
         if sqlite3.sqlite_version_info < schema.OLDEST_SQLITE:
             raise CacheError(f"needs SQLite 3.37, Python's is {sqlite3.sqlite_version}")
-        _inspect(path, write=write)
+        version = _inspect(path, write=write)
+        if not write and 0 < version < schema.latest():
+            return connect_copy(path)[0]
         return _connect(path, write=write)
     except (*FAULTS, OSError, CacheError) as error:
+        raise fault(path, error) from error
+
+
+def connect_copy(path: Path) -> tuple[sqlite3.Connection, int]:
+    """A copy of our file in memory, brought up to date, and the schema that the file has.
+
+    The file and what lies beside it are not touched: a journal that a killed writer left is rolled
+    back in the copy alone. Raises :class:`CacheError` as :func:`connect` does.
+    """
+    try:
+        _inspect(path, write=False)
+        connection = _copy(path)
+        try:
+            application, version = schema.identity(connection)
+            schema.check_identity(application, version)
+            if version < schema.latest():
+                schema.migrate(connection)
+            schema.check_tables(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection, version
+    except CacheError as error:
+        raise error if str(path) in str(error) else fault(path, error) from error
+    except (*FAULTS, OSError) as error:
         raise fault(path, error) from error
 
 
@@ -85,8 +114,11 @@ def writable(path: Path) -> bool:
     return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
-def _inspect(path: Path, *, write: bool) -> None:
-    """See that there is a file of ours or, to write, an empty one. Raises for whatever else."""
+def _inspect(path: Path, *, write: bool) -> int:
+    """See that there is a file of ours or, to write, an empty one. Raises for whatever else.
+
+    Returns the version of its schema; 0 for a file that is empty.
+    """
     if path.parts[:1] == ("~",):
         raise CacheError("has no folder, as there is no home folder: set CLKILN_CACHE_DIR")
     if not os.path.lexists(path):
@@ -97,9 +129,10 @@ def _inspect(path: Path, *, write: bool) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise CacheError("is not a file: name another one")
     if status.st_size > 0:
-        _probe(path)
-    elif not write:
+        return _probe(path)
+    if not write:
         raise CacheError("is empty: run `clkiln tune` to fill it")
+    return 0
 
 
 def _create(path: Path) -> None:
@@ -111,8 +144,8 @@ def _create(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def _probe(path: Path) -> None:
-    """Read the header without a lock and without touching a journal that lies beside the file.
+def _probe(path: Path) -> int:
+    """Read the schema's version, without a lock and without touching a journal beside the file.
 
     An ordinary connection would roll back a journal that a killed writer left, which changes the
     file; this one cannot change anything, so what is not ours stays as it is.
@@ -126,8 +159,43 @@ def _probe(path: Path) -> None:
         # Empty by now: another process has rolled back what a killed one had begun to write.
         if os.path.getsize(path) > 0:
             schema.check_identity(application, version)
+        return version
     finally:
         connection.close()
+
+
+def _copy(path: Path) -> sqlite3.Connection:
+    """The pages of ``path`` in memory, as the next process that opens it would find them."""
+    try:
+        return _in_memory(path, "mode=ro")
+    except sqlite3.OperationalError as error:
+        # What a reader meets where a killed writer's journal waits to be rolled back.
+        if _code(error) not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            raise
+    with tempfile.TemporaryDirectory(prefix="clkiln-cache-") as folder:
+        for end in ("", "-journal", "-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}{end}", Path(folder, f"copy{end}"))
+        return _in_memory(Path(folder, "copy"), "mode=rw")
+
+
+def _in_memory(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{mode}"
+    memory = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT)) as source:
+            source.execute("SELECT count(*) FROM sqlite_master")
+            source.backup(memory)
+        _make_safe(memory)
+    except BaseException:
+        memory.close()
+        raise
+    return memory
+
+
+def _make_safe(connection: sqlite3.Connection) -> None:
+    for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = FULL"):
+        connection.execute(f"PRAGMA {pragma}")
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
@@ -140,8 +208,7 @@ def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
         isolation_level=None,
     )
     try:
-        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = FULL"):
-            connection.execute(f"PRAGMA {pragma}")
+        _make_safe(connection)
         if not write:
             connection.execute("PRAGMA query_only = ON")
         application, version = schema.identity(connection)

@@ -47,6 +47,8 @@ class Reader:
         self._write_allowed = write
         self._tolerant = tolerant
         self._warned: set[str] = set()
+        #: Keys of programs that were taken and whose stamp of use is older than a day.
+        self._taken: set[str] = set()
 
     @property
     def path(self) -> Path | None:
@@ -70,8 +72,9 @@ class Reader:
         """The payloads of those ``keys`` that the file has, in one query.
 
         A payload whose digest over key and payload does not match is left out and dropped from the
-        file; a warning counts them.
+        file; a warning counts them. That they were used is noted when the store is closed.
         """
+        yesterday = codec.now(days_ago=1)
         found: dict[str, bytes] = {}
         refused: list[tuple[Any, Any, Any]] = []
         # A plan has some hundred keys: only beyond 32,766 or so is it more than one query.
@@ -79,10 +82,13 @@ class Reader:
         wanted = list(dict.fromkeys(keys))
         for chunk in (wanted[i : i + most] for i in range(0, len(wanted), most)):
             marks = ", ".join("?" * len(chunk))
-            sql = f"SELECT key, sha256, payload FROM binaries WHERE key IN ({marks})"
-            for key, sha256, payload in self._select(sql, chunk, tuple):
-                if _sealed(key, sha256, payload):
+            last = "max(used, created)"
+            sql = f"SELECT key, sha256, payload, {last} FROM binaries WHERE key IN ({marks})"
+            for key, sha256, payload, used in self._select(sql, chunk, tuple):
+                if sealed(key, sha256, payload):
                     found[key] = payload
+                    if not isinstance(used, str) or used < yesterday:
+                        self._taken.add(key)
                 else:
                     refused.append((key, sha256, payload))
         if refused:
@@ -160,6 +166,11 @@ class Reader:
         }
 
     @property
+    def bytes(self) -> int:
+        """The size of the file or, in memory, that it would have."""
+        return int(self._number("PRAGMA page_size") * self._number("PRAGMA page_count"))
+
+    @property
     def persistent(self) -> bool:
         """Whether what is written outlives this process."""
         return self._path is not None and self._write_allowed
@@ -221,7 +232,8 @@ def _first(rows: list[T]) -> T | None:
     return rows[0] if rows else None
 
 
-def _sealed(key: Any, sha256: Any, payload: Any) -> bool:
+def sealed(key: Any, sha256: Any, payload: Any) -> bool:
+    """Whether a binary's digest fits its key and payload; False for values of any other type."""
     return (
         isinstance(key, str)
         and isinstance(sha256, str)

@@ -84,10 +84,14 @@ class RunRow:
 
 @dataclass(frozen=True)
 class BinaryRow:
-    """A compiled program without its bytes, as ``cache info`` and the report list it."""
+    """A compiled program without its bytes, as ``cache info`` and the report list it.
+
+    ``used`` is when it was last taken from the file, to the day; empty if it never was.
+    """
 
     key: str
     label: str
     size: int
     driver: str
     created: str
+    used: str = ""

@@ -113,7 +113,10 @@ _VERSION_1 = (
     """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1,)
+#: When a program was last taken from the file, to the day; what is used least is pruned first.
+_VERSION_2 = ("ALTER TABLE binaries ADD COLUMN used TEXT NOT NULL DEFAULT ''",)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2)
 
 
 def latest() -> int:

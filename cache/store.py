@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import CacheError
 from . import codec, schema
-from .connection import FAULTS, connect, connect_memory, fault, writable
+from .connection import FAULTS, connect, connect_copy, connect_memory, fault, writable
+from .prune import prune
 from .reader import Reader, Warn, python_warning
-from .rows import BestRow, DriverRow, RunRow, TrialRow
+from .rows import BestRow, BinaryRow, DriverRow, RunRow, TrialRow
 from .transaction import immediate
 
 if TYPE_CHECKING:
@@ -43,10 +44,16 @@ class Store(Reader):
     def open(cls, path: Path, *, write: bool = True, warn: Warn = python_warning) -> Store:
         """Open the file; to write, make folder (0700) and file (0600) where they are missing.
 
-        ``warn`` gets the warnings about unreadable content. Raises :class:`CacheError` if there is
-        no file to read, or if it is foreign, of a newer schema, damaged, locked or not writable.
+        To read, a file of an older schema is copied and brought up to date in memory. ``warn``
+        gets the warnings about unreadable content. Raises :class:`CacheError` if there is no file
+        to read, or if it is foreign, of a newer schema, damaged, locked or not writable.
         """
         return cls(connect(path, write=write), path, warn, write=write)
+
+    @classmethod
+    def open_copy(cls, path: Path, *, warn: Warn = python_warning) -> Store:
+        """A copy of the file in memory, to try what a write would do. Raises as :meth:`open`."""
+        return cls(connect_copy(path)[0], None, warn)
 
     @classmethod
     def open_or_memory(cls, path: Path, warn: Warn) -> Store:
@@ -71,8 +78,11 @@ class Store(Reader):
         return self._write_allowed and self._path is not None
 
     def close(self) -> None:
-        """Close the file; the store is of no use afterwards."""
-        self._connection.close()
+        """Note which programs were used, close the file; the store is of no use afterwards."""
+        try:
+            self._note_use()
+        finally:
+            self._connection.close()
 
     def __enter__(self) -> Store:
         return self
@@ -129,6 +139,7 @@ class Store(Reader):
             "size": len(payload),
             "driver": driver,
             "created": codec.now(),
+            "used": "",
             "sha256": codec.seal(key, payload),
             "payload": payload,
         }
@@ -160,12 +171,49 @@ class Store(Reader):
 
         removed = self._write(empty, 0)
         if removed:
-            # The rows are gone by now: a file that stays large for want of room is no failure.
-            with contextlib.suppress(*FAULTS):
-                self._connection.execute("VACUUM")
+            self._shrink()
         return removed
 
+    def prune(
+        self,
+        obsolete: Collection[str] = (),
+        *,
+        max_size: int | None = None,
+        unused_since: str | None = None,
+    ) -> list[BinaryRow]:
+        """Delete programs, and no parameters, in one transaction; returns the deleted ones' rows.
+
+        First those with keys in ``obsolete`` and damaged ones, then those last used before the
+        stamp ``unused_since``, then the least recently used until the file has at most
+        ``max_size`` bytes, or no program any more. The file shrinks, unless another process holds
+        it.
+        """
+
+        def delete(database: Database) -> list[BinaryRow]:
+            return prune(self._connection, obsolete, max_size, unused_since)
+
+        pruned = self._write(delete, list[BinaryRow]())
+        self._shrink()
+        return pruned
+
     # -- how ---------------------------------------------------------------------------------------
+
+    def _shrink(self) -> None:
+        """Give free pages back. Rows are gone by now: a file that stays large is no failure."""
+        with contextlib.suppress(*FAULTS):
+            if self._connection.execute("PRAGMA freelist_count").fetchone() != (0,):
+                self._connection.execute("VACUUM")
+
+    def _note_use(self) -> None:
+        """Stamp the programs that were taken; to the day, so that a start seldom writes."""
+        if not self._taken or not self.keeps:
+            return
+        rows = [(codec.now(), key) for key in sorted(self._taken)]
+        # Only a hint for what to prune: nobody waits for it, and nothing fails without it.
+        with contextlib.suppress(*FAULTS):
+            self._connection.execute("PRAGMA busy_timeout = 0")
+            with immediate(self._connection):
+                self._connection.executemany("UPDATE binaries SET used = ? WHERE key = ?", rows)
 
     def _insert(self, table: str, record: dict[str, Any]) -> int:
         def insert(database: Database) -> int:

@@ -23,7 +23,7 @@ COMMANDS = {
     "tune": "Search the best kernels of a model for a device, once.",
     "bench": "Measure prefill and decode speed.",
     "report": "Show what was searched, found and kept.",
-    "cache": "Where the cache file lies, what is in it, and emptying it.",
+    "cache": "The cache file: path, content, checking, pruning, emptying.",
     "pull": "Fetch a model of the catalog.",
     "devices": "List the OpenCL devices.",
     "kernels": "List the operations and what a device can run of them.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from . import completers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: Columns of what is printed as text.
+WIDTH = 80
 #: Every command answers to both.
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -84,6 +87,14 @@ for _code in map(ord, "\t\n\r"):
 def say(piece: str) -> None:
     """A piece of an answer on standard output, at once; in a pipe it goes through unchanged."""
     click.echo(piece.translate(_UNSEEN) if sys.stdout.isatty() else piece, nl=False)
+
+
+def wrapped(start: str, text: str) -> None:
+    """``text`` behind ``start`` in lines of 80 columns, the further ones under the first."""
+    room = WIDTH - len(start)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    for index, line in enumerate(lines):
+        click.echo((start if index == 0 else " " * len(start)) + line)
 
 
 def warn(text: str) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
-from .common import note, print_json, shared
+from .common import note, print_json, shared, wrapped
 from .completers import operations
 
 if TYPE_CHECKING:
     from ..kernels.survey import VariantSurvey
     from ..kernels.types import Workload
     from ..runtime.device import DeviceInfo
-
-_WIDTH = 80
 
 
 @click.command("kernels")
@@ -116,10 +113,10 @@ def _print_table(
         feasible = "" if count is None else f"{count:,}"
         click.echo(_row(workload.op, variants, " ".join(names), space, feasible))
     click.echo()
-    _print_wrapped("", f"Counted for workloads of {EXAMPLE_MODEL}; clkiln kernels NAME says which.")
+    wrapped("", f"Counted for workloads of {EXAMPLE_MODEL}; clkiln kernels NAME says which.")
     if info:
         lacking = any(each.missing for found in surveys.values() for each in found)
-        _print_wrapped("", f"Feasible on {info.name}." + " (In brackets: cannot run)" * lacking)
+        wrapped("", f"Feasible on {info.name}." + " (In brackets: cannot run)" * lacking)
 
 
 def _row(operation: str, variants: str, parameters: str, space: str, feasible: str) -> str:
@@ -133,15 +130,15 @@ def _print_details(
     from ..kernels.survey import EXAMPLE_MODEL, description, summary
 
     spec = SPECS[workload.op]
-    _print_wrapped("", f"{workload.op}: {summary(spec)}")
+    wrapped("", f"{workload.op}: {summary(spec)}")
     for paragraph in description(spec):
         click.echo()
-        _print_wrapped("  ", paragraph)
+        wrapped("  ", paragraph)
     click.echo()
     of = f" ({EXAMPLE_MODEL})" if str(workload) == spec.example else ""
-    _print_wrapped("workload  ", f"{workload}{of}")
+    wrapped("workload  ", f"{workload}{of}")
     if info:
-        _print_wrapped("device    ", info.name)
+        wrapped("device    ", info.name)
     for each in found:
         _print_variant(each, info is not None)
 
@@ -153,23 +150,14 @@ def _print_variant(each: VariantSurvey, on_device: bool) -> None:
     click.echo()
     click.echo(f"variant {variant.name}{kind}: needs {needs}")
     for name, values in each.parameters.items():
-        _print_wrapped(f"  {name:<4}", ", ".join(map(str, values)))
+        wrapped(f"  {name:<4}", ", ".join(map(str, values)))
     if not on_device:
         click.echo(f"  {each.configurations:,} configurations")
         return
     if each.missing:
-        _print_wrapped("  ", f"cannot run here: the device lacks {', '.join(each.missing)}")
+        wrapped("  ", f"cannot run here: the device lacks {', '.join(each.missing)}")
         return
     end = "; not:" if each.reasons else ""
     click.echo(f"  {each.feasible:,} of {each.configurations:,} configurations can run{end}")
     for why, count in each.reasons:
-        _print_wrapped(f"  {count:>7,}  ", why)
-
-
-def _print_wrapped(start: str, text: str) -> None:
-    """``text`` behind ``start``, its further lines under its first."""
-    lines = textwrap.wrap(
-        text, _WIDTH - len(start), break_long_words=False, break_on_hyphens=False
-    ) or [""]
-    for index, line in enumerate(lines):
-        click.echo((start if index == 0 else " " * len(start)) + line)
+        wrapped(f"  {count:>7,}  ", why)

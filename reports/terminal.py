@@ -54,8 +54,9 @@ def _render_driver(driver: DriverReport, console: Console, *, detailed: bool) ->
 def _file(report: Report) -> Text:
     parts = [
         write.size(report.size),
-        _plural(report.binaries, "binary", "binaries") + f" ({write.size(report.binary_bytes)})",
-        _plural(len(report.drivers), "driver"),
+        write.plural(report.binaries, "binary", "binaries")
+        + f" ({write.size(report.binary_bytes)})",
+        write.plural(len(report.drivers), "driver"),
         f"schema {report.schema}",
     ]
     return Text.assemble(_safe(report.path), "\n", ", ".join(parts), overflow="fold")
@@ -85,7 +86,7 @@ def _driver_facts(driver: DriverReport) -> list[tuple[str, str]]:
     if totals.trials or totals.tune_time:
         facts.append(("Time spent", _time_spent(driver)))
     if driver.binaries:
-        binaries = _plural(driver.binaries, "binary", "binaries")
+        binaries = write.plural(driver.binaries, "binary", "binaries")
         facts.append(("Compiled", f"{binaries}, {write.size(driver.binary_bytes)}"))
     return facts
 
@@ -222,10 +223,6 @@ def _print_facts(facts: Iterable[tuple[str, str]], console: Console) -> None:
     for name, value in facts:
         grid.add_row(Text(name, "bold"), _safe(value))
     console.print(grid)
-
-
-def _plural(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _safe(text: str, style: str = "") -> Text:

@@ -88,3 +88,8 @@ def parameters(config: str | None) -> str:
         return config
     pairs = " ".join(f"{name}={value}" for name, value in parsed.params)
     return f"{parsed.variant}: {pairs}" if pairs else parsed.variant
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """``1 binary``, ``1,200 binaries``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..cache.rows import BestRow, TrialRow
 from ..cache.store import Store
+from ..harness.keys import key_of, read_config
 from ..kernels import SPECS
 from ..kernels.types import Config, Workload
 from ..kernels.uses import Use
@@ -159,19 +160,12 @@ class Record:
         needed = {self._program(*choice) for choice in chosen}
         self.store.drop_binaries({key for key in self._touched if key not in needed})
 
-    def _program(self, text: str, digest: str, config_text: str) -> str | None:
+    def _program(self, workload: str, digest: str, config: str) -> str | None:
         """The key of a choice's program; None for one of another version of a kernel."""
-        config = read_config(config_text)
-        spec = SPECS.get(text.split(" ")[0])
-        if config is None or spec is None or spec.digest() != digest:
+        spec = SPECS.get(workload.split(" ")[0])
+        if spec is None or spec.digest() != digest:
             return None
-        try:
-            workload = Workload.parse(text)
-            if not spec.contains(workload, config):
-                return None
-            return program_key(self.driver, spec.source(workload, config))
-        except (ValueError, KeyError, TypeError):
-            return None  # no workload of this operation
+        return key_of(self.driver, workload, config)
 
     def _key(self, task: Task, config: Config) -> str:
         return program_key(self.driver, task.spec.source(task.workload, config))
@@ -194,11 +188,3 @@ def undone(
         if reached is None or reached.rank < level.rank:
             open_uses.append(use)
     return open_uses
-
-
-def read_config(text: str) -> Config | None:
-    """A configuration of a cache file; None if it is none."""
-    try:
-        return Config.parse(text)
-    except ValueError:
-        return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ..cache.store import Store
+from ..harness.keys import read_config
 from ..kernels import SPECS
 from ..kernels.near import nearest
 from ..kernels.types import Config, Workload
-from .record import read_config
 from .tasks import Task
 
 Fits = Callable[[Workload, Config], bool]

@@ -113,7 +113,7 @@ def test_cache_info(call: Call, cache: Path) -> None:
     assert data["drivers"][0]["driver"] == clk_engine.a_device().info.driver_key
 
 
-@pytest.mark.parametrize("command", ["info", "clear"])
+@pytest.mark.parametrize("command", ["info", "clear", "verify", "prune"])
 def test_a_cache_that_is_not_there(call: Call, cache_dir: Path, device: str, command: str) -> None:
     result = call("cache", command, "--device", device)
     assert (result.code, result.out) == (1, "")
@@ -157,7 +157,16 @@ def test_cache_clear_with_nobody_to_ask(call: Call, cache: Path) -> None:
     assert rows(cache) == before
 
 
-@pytest.mark.parametrize("command", [["cache", "info"], ["cache", "clear", "--yes"], ["report"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["cache", "info"],
+        ["cache", "clear", "--yes"],
+        ["cache", "verify"],
+        ["cache", "prune"],
+        ["report"],
+    ],
+)
 def test_a_file_that_is_no_cache_stays_as_it_is(
     call: Call, tmp_path: Path, command: list[str]
 ) -> None:

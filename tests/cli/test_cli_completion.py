@@ -37,7 +37,7 @@ def plain(*words: str) -> list[str]:
     [
         ("clkiln re", plain("report")),
         ("clkiln cook", []),
-        ("clkiln cache ", plain("clear", "info", "path")),
+        ("clkiln cache ", plain("clear", "info", "path", "prune", "verify")),
         ("clkiln run --seed 3 smoll", ["file,smoll", *plain("smollm2-135m")]),
         ("clkiln tune ./mod", ["file,./mod"]),
         ("clkiln bench m.gguf -o ", plain("md", "json", "csv")),

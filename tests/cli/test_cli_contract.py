@@ -32,6 +32,8 @@ FLAGS: dict[str, str] = {
     "cache path": "--device --cache --json --debug",
     "cache info": "--device --cache --json --debug",
     "cache clear": "--device --cache --json --binaries --yes --debug",
+    "cache verify": "--device --cache --json --debug",
+    "cache prune": "--device --cache --json --max-size --older-than --dry-run --debug",
     "pull": "--json --debug",
     "completion": "--debug",
     "devices": "--device --cache --json --debug",
@@ -102,6 +104,9 @@ def test_version(call: Call) -> None:
         "completion cook", "completion bash zsh", "pull a b", "devices a", "cache path a",
         "kernels cook", "kernels gemv gemm", "kernels --workload=", "kernels --workload cook",
         "kernels argmax --workload softmax",
+        "cache prune --cache FILE --max-size huge", "cache prune --cache FILE --max-size 0",
+        "cache prune --cache FILE --max-size=", "cache prune --older-than -1",
+        "cache prune --older-than never", "cache prune --older-than nan", "cache verify a",
         "bench MODEL -p 5000", "bench MODEL --variant tape",
     ],
 )  # fmt: skip
@@ -197,7 +202,7 @@ def one_line(result: Result, problem: str, code: int = 1) -> None:
 
 USES_DEVICE = [
     "run MODEL hi", "chat MODEL", "tune MODEL", "tune MODEL --dry-run", "bench MODEL", "cache path",
-    "cache info", "cache clear --yes", "kernels", "devices", "report",
+    "cache info", "cache clear --yes", "cache verify", "cache prune", "kernels", "devices", "report",
 ]  # fmt: skip
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import textwrap
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,14 @@ def fill(path: Path) -> None:
         for name, value in FACTS.items():
             store.set_fact(name, value)
         store.finish_run(run, 1.5, {"gain": 2.0})
+
+
+@cache
+def filled() -> bytes:
+    """The bytes of a file of :func:`fill`, which costs a flush to the disk for every row."""
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder) / "x.sqlite")
+        return (Path(folder) / "x.sqlite").read_bytes()
 
 
 def everything(store: Store) -> dict[str, Any]:
