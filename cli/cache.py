@@ -122,14 +122,14 @@ def _print_health(health: Health) -> None:
 @click.option(
     "--older-than",
     metavar="DAYS",
-    type=click.FloatRange(min=0, max=36500),
+    type=click.IntRange(min=0, max=36500),
     help="Also what was not used for so many days.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, delete nothing.")
 @shared("device", "cache", "json")
 def prune_command(
     max_size: str | None,
-    older_than: float | None,
+    older_than: int | None,
     dry_run: bool,
     device: str | None,
     cache: Path | None,

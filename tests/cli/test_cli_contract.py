@@ -202,7 +202,8 @@ def one_line(result: Result, problem: str, code: int = 1) -> None:
 
 USES_DEVICE = [
     "run MODEL hi", "chat MODEL", "tune MODEL", "tune MODEL --dry-run", "bench MODEL", "cache path",
-    "cache info", "cache clear --yes", "cache verify", "cache prune", "kernels", "devices", "report",
+    "cache info", "cache clear --yes", "cache verify", "cache prune", "kernels", "devices",
+    "report",
 ]  # fmt: skip
 
 
