@@ -166,6 +166,7 @@ class TuningJob:
         asked = VariantRequest.parse(variant)
         if model is None and quantize is not None:
             raise UsageError(f"quantize={quantize!r} needs a model with weights that are floats")
+        self.quantize = quantize
         self.model = None if model is None else open_model(resolve(str(model)), quantize)
         self.name = STANDARD if self.model is None else self.model.config.name
         # Among the standard shapes are tied heads, too.
@@ -325,8 +326,9 @@ class TuningJob:
         if self.variants.default:
             variant.append(self.variants.default)
         with Engine.load(
-            model.path, self.device, cache, variant=variant, warn=lambda text: None
-        ) as engine:
+            model.path, self.device, cache, quantize=self.quantize, variant=variant,
+            warn=lambda text: None,
+        ) as engine:  # fmt: skip
             decode = measure_decode(engine, DECODE_TOKENS, DECODE_REPEATS).median
             return decode, measure_prefill(engine, PREFILL_TOKENS, PREFILL_REPEATS).median
 

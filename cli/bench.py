@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 @click.option("-r", "repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("-o", "form", type=click.Choice(["md", "json", "csv"]), default="md",
               show_default=True, help="Output.")  # fmt: skip
-@shared("device", "cache", "variant", "json")
+@shared("quantize", "device", "cache", "variant", "json")
 def command(
     model: str,
     prompt: int,
     tokens: int,
     repeats: int,
     form: str,
+    quantize: str | None,
     device: str | None,
     cache: Path | None,
     variant: tuple[str, ...],
@@ -46,7 +47,9 @@ def command(
     if not prompt and not tokens:
         raise UsageError("nothing to measure: -p and -n are both 0")
     context = max(prompt, tokens + 1)
-    with Engine.load(model, device, cache, ctx_size=context, variant=variant, warn=warn) as engine:
+    with Engine.load(
+        model, device, cache, ctx_size=context, quantize=quantize, variant=variant, warn=warn
+    ) as engine:
         speeds = [measure_prefill(engine, prompt, repeats)] if prompt else []
         speeds += [measure_decode(engine, tokens, repeats)] if tokens else []
         rows = [_row(engine, speed) for speed in speeds]

@@ -57,6 +57,11 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
         shell_complete=completers.variants,
         help="Force buffer or image kernels: all that have them, or one operation's.",
     ),
+    "quantize": click.option(
+        "--quantize",
+        type=click.Choice(["q4_0", "q8_0"]),
+        help="Code the float weights of a folder of safetensors so while loading.",
+    ),
     "debug": click.option(
         "--debug", is_flag=True, expose_value=False, callback=_ignore, help="Show tracebacks."
     ),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Search again what is done already.")
 @click.option("--dry-run", is_flag=True, help="Say what would be searched, and how long.")
-@shared("device", "cache", "variant", "json")
+@shared("quantize", "device", "cache", "variant", "json")
 def command(
     model: str | None,
     level: str,
@@ -40,6 +40,7 @@ def command(
     kernels: tuple[str, ...],
     force: bool,
     dry_run: bool,
+    quantize: str | None,
     device: str | None,
     cache: Path | None,
     variant: tuple[str, ...],
@@ -57,7 +58,7 @@ def command(
 
     with TuningJob(
         model, device, cache, level=level, budget=budget, kernels=kernels, variant=variant,
-        force=force, warn=warn,
+        force=force, quantize=quantize, warn=warn,
     ) as job:  # fmt: skip
         if dry_run:
             _print_preview(job.preview(), as_json)
@@ -70,12 +71,16 @@ def command(
     if as_json:
         print_json(summary.as_dict())
     else:
-        following = _next_command(model or "MODEL", device, cache, variant)
+        following = _next_command(model or "MODEL", device, cache, variant, quantize)
         _print_summary(summary, following)
 
 
 def _next_command(
-    model: str, device: str | None, cache: Path | None, variant: tuple[str, ...]
+    model: str,
+    device: str | None,
+    cache: Path | None,
+    variant: tuple[str, ...],
+    quantize: str | None,
 ) -> str:
     """The ``clkiln run`` that uses what was just tuned, ready for a shell."""
     words = ["clkiln", "run", model]
@@ -83,6 +88,7 @@ def _next_command(
     words += ["--cache", str(cache)] if cache else []
     for kind in variant:
         words += ["--variant", kind]
+    words += ["--quantize", quantize] if quantize else []
     return f'{shlex.join(words)} "What is the capital of France?"'
 
 

@@ -21,12 +21,13 @@ FLAGS: dict[str, str] = {
     "run": "--device --cache --json -n --max-tokens --temp --temperature --top-k --top-p --seed -c "
     "--ctx-size --raw --verbose --require-cache --variant --kv-dtype -f --file "
     "--system --min-p --repeat-penalty --presence-penalty --frequency-penalty --stop --logprobs "
-    "--debug",
+    "--quantize --debug",
     "chat": "--device --cache --json -n --max-tokens --temp --temperature --top-k --top-p --seed "
     "-c --ctx-size --verbose --require-cache --variant --kv-dtype --system --min-p --load --stop "
-    "--repeat-penalty --presence-penalty --frequency-penalty --debug",
-    "tune": "--device --cache --json --level --budget --kernel --force --dry-run --variant --debug",
-    "bench": "--device --cache --json -p -n -r -o --variant --debug",
+    "--repeat-penalty --presence-penalty --frequency-penalty --quantize --debug",
+    "tune": "--device --cache --json --level --budget --kernel --force --dry-run --variant "
+    "--quantize --debug",
+    "bench": "--device --cache --json -p -n -r -o --variant --quantize --debug",
     "report": "--device --cache --json --html --kernel --debug",
     "cache": "",
     "cache path": "--device --cache --json --debug",
@@ -97,6 +98,7 @@ def test_version(call: Call) -> None:
         "run MODEL a --variant gemv=tape", "run MODEL a --variant cook=image",
         "run MODEL a --variant argmax=image",
         "run MODEL a --variant gemv=image --variant gemm=buffer",
+        "tune MODEL --quantize q4_0", "tune --quantize q8_0", "tune MODEL --quantize q3",
         "tune MODEL --level low", "tune MODEL --budget soon", "tune MODEL --budget 0",
         "tune MODEL --budget -5m", "tune MODEL --budget=", "tune MODEL --kernel cook",
         "tune MODEL --dry-run --kernel cook", "tune MODEL --variant tape",
