@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import UsageError
 from .common import note, print_json, rate, shared, warn
 from .completers import models, operations
 
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Search again what is done already.")
 @click.option("--dry-run", is_flag=True, help="Say what would be searched, and how long.")
+@click.option(
+    "--simulate", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+    help="Search a recorded space instead, without a device: a Kernel Tuner cache file or T4 "
+    "results.",
+)  # fmt: skip
+@click.option(
+    "--export", nargs=2, metavar="t4 FILE",
+    type=(click.Choice(["t4"]), click.Path(dir_okay=False, path_type=Path)),
+    help="Write the trials on file as T4 results instead.",
+)  # fmt: skip
 @shared("quantize", "device", "cache", "variant", "json")
 def command(
     model: str | None,
@@ -40,6 +51,8 @@ def command(
     kernels: tuple[str, ...],
     force: bool,
     dry_run: bool,
+    simulate: Path | None,
+    export: tuple[str, Path] | None,
     quantize: str | None,
     device: str | None,
     cache: Path | None,
@@ -53,6 +66,20 @@ def command(
 
     Ctrl-C is safe: what was found is kept, and the next tune goes on from there.
     """
+    if simulate is not None:
+        _alone("--simulate", model=model, device=device, variant=variant, kernel=kernels,
+               force=force, dry_run=dry_run, quantize=quantize, export=export)  # fmt: skip
+        from .simulate import simulate as simulate_file
+
+        simulate_file(simulate, level, budget, cache, as_json)
+        return
+    if export is not None:
+        _alone("--export", model=model, variant=variant, force=force, dry_run=dry_run,
+               budget=budget, quantize=quantize)  # fmt: skip
+        from .simulate import export as export_trials
+
+        export_trials(export[1], cache, device, kernels, as_json)
+        return
     from ..api import TuningJob
     from .progress import progress_bar
 
@@ -73,6 +100,14 @@ def command(
     else:
         following = _next_command(model or "MODEL", device, cache, variant, quantize)
         _print_summary(summary, following)
+
+
+def _alone(option: str, **others: object) -> None:
+    """Raise :class:`~clkiln.errors.UsageError` if one of ``others`` was given with ``option``."""
+    for name, value in others.items():
+        if value:
+            other = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} goes without {other}")
 
 
 def _next_command(

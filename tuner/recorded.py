@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cache.rows import TrialRow
 from ..errors import UsageError
 from .grid import Floats
 
@@ -215,6 +217,39 @@ def t4_result(
         "correctness": int(ok),
         "measurements": [{"name": "time", "value": runs[0], "unit": "ms"}] if runs else [],
     }
+
+
+def t4_of(rows: Iterable[TrialRow]) -> list[dict[str, Any]]:
+    """The trials of a cache file as T4 results, by workload.
+
+    Of several times of a configuration it is the median; a configuration that ever failed is a
+    failure. Where a workload was tuned under several drivers or versions of the kernel, the latest
+    counts alone, because their times do not compare.
+    """
+    latest: dict[str, tuple[str, str]] = {}
+    every: dict[tuple[str, tuple[str, str]], dict[str, list[TrialRow]]] = {}
+    for row in rows:
+        latest[row.workload] = row.driver, row.digest
+        same = every.setdefault((row.workload, latest[row.workload]), {})
+        same.setdefault(row.config, []).append(row)
+    results = []
+    for workload, under in sorted(latest.items()):
+        for config, found in every[workload, under].items():
+            bad = next((row for row in found if row.status != "ok" or row.time is None), None)
+            row = bad or found[-1]
+            times = [row.time for row in found if row.time is not None]
+            results.append(
+                t4_result(
+                    json.loads(config),
+                    "launch error" if bad and bad.status == "ok" else row.status,
+                    None if bad else statistics.median(times),
+                    workload=workload,
+                    compile_time=max((row.compile_time or 0.0 for row in found), default=0.0),
+                    repeats=sum(row.repeats for row in found),
+                    created=row.created,
+                )
+            )
+    return results
 
 
 def t4_document(results: Iterable[dict[str, Any]]) -> str:

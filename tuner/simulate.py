@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .recorded import RecordedSpace, RecordedTrial
+from ..cache.rows import BestRow, DriverRow, TrialRow
+from ..cache.store import Store
+from ..kernels.types import Workload
+from .recorded import RecordedSpace, RecordedTrial, config_text
 from .strategy import Strategy
 
 
@@ -97,3 +101,34 @@ def replay(
         if keep is not None:
             keep(space.trials[index])
     return done
+
+
+class Keeper:
+    """Keeps the trials of replays of one space in a cache file, each once.
+
+    They stand there as those of a driver of their own, so no device ever takes them for its own.
+    """
+
+    def __init__(self, store: Store, space: RecordedSpace) -> None:
+        self._store = store
+        self._workload = str(Workload.of("recorded", space="_".join(space.name.split())))
+        content = [(config_text(t.config), t.status, t.time, t.cost) for t in space.trials]
+        self._digest = hashlib.sha256(repr(content).encode()).hexdigest()[:32]
+        self._driver = hashlib.sha256(f"recorded {self._digest}".encode()).hexdigest()[:32]
+        store.put_driver(DriverRow(self._driver, {"name": space.name, "platform": "recorded"}))
+        rows = store.trials(workload=self._workload, driver=self._driver, digest=self._digest)
+        self._kept = {row.config for row in rows}
+
+    def __call__(self, trial: RecordedTrial) -> None:
+        config = config_text(trial.config)
+        if config in self._kept:
+            return
+        self._kept.add(config)
+        self._store.add_trial(
+            TrialRow(self._workload, self._driver, self._digest, config, trial.status, trial.time)
+        )
+        best = self._store.best(self._workload, self._driver, self._digest)
+        if trial.time is not None and (best is None or trial.time < best.time):
+            self._store.set_best(
+                BestRow(self._workload, self._driver, self._digest, config, trial.time)
+            )

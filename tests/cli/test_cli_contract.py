@@ -26,7 +26,7 @@ FLAGS: dict[str, str] = {
     "-c --ctx-size --verbose --require-cache --variant --kv-dtype --system --min-p --load --stop "
     "--repeat-penalty --presence-penalty --frequency-penalty --quantize --debug",
     "tune": "--device --cache --json --level --budget --kernel --force --dry-run --variant "
-    "--quantize --debug",
+    "--simulate --export --quantize --debug",
     "bench": "--device --cache --json -p -n -r -o --variant --quantize --debug",
     "report": "--device --cache --json --html --kernel --debug",
     "cache": "",
