@@ -45,8 +45,15 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
 def expected(name: str, weight: str, kind: str) -> np.ndarray:
     layer, _, last = weight.rpartition(".")
     parts = [f"{layer}.{part}" if layer else part for part in PARTS.get(last, (last,))]
-    found = tensors(clk_engine.model(name))
-    return np.concatenate([found[f"{part}.{kind}"] for part in parts])
+    found = {part: tensors(clk_engine.model(name))[f"{part}.{kind}"] for part in parts}
+    config = weights(name).config
+    if config.turned_rows:
+        for part in (part for part in parts if part.endswith(("attn_q", "attn_k"))):
+            # Of each head, the first and the second of every rotated pair: the pairs, one by one.
+            shape = found[part].shape
+            firsts = found[part].reshape(-1, 2, config.head_dim // 2, *shape[1:])
+            found[part] = firsts.swapaxes(1, 2).reshape(shape)
+    return np.concatenate(list(found.values()))
 
 
 @pytest.mark.parametrize("name", MODELS)
