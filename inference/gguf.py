@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
-import stat
 import struct
 from collections.abc import Mapping
 from math import prod
@@ -23,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError, UnsupportedModel
+from .files import map_file
 from .tensors import TensorInfo
 
 #: ggml type number -> (name, elements in a block, bytes of a block).
@@ -86,7 +85,7 @@ class GGUFFile:
         ``UnsupportedModel`` for a version, byte order or tensor type that clkiln cannot read.
         """
         path = Path(path)
-        data = _map(path)
+        data = map_file(path, wanted="pass a .gguf file or a model directory")
         reader = _Reader(path, data)
         metadata, tensors, end = reader.header()
         return cls(path, data, MappingProxyType(metadata), MappingProxyType(tensors), end)
@@ -106,6 +105,9 @@ class GGUFFile:
         if info.dtype in _NUMPY:
             return flat.view(_NUMPY[info.dtype]).reshape(info.shape)
         return flat.reshape(info.rows, info.row_bytes)
+
+    def place(self, name: str) -> tuple[Path, str]:
+        return self.path, name
 
     def digest(self) -> str:
         """Identity of the file in 32 hex digits: sha256 of its header and its size (cheap).
@@ -128,23 +130,6 @@ class GGUFFile:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        status = os.stat(path)
-        # Asked before opening: opening a pipe would wait for a writer.
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelError(f"{path} is not a file; pass the path of a .gguf file")
-        if status.st_size == 0:
-            raise ModelError(f"{path} is empty; download the model again")
-        with open(path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist; pass the path of a .gguf file") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"cannot read {path}: {reason}") from error
 
 
 class _Reader:
