@@ -69,6 +69,18 @@ def byte_characters() -> list[str]:
     return table
 
 
+_BYTES = {character: byte for byte, character in enumerate(byte_characters())}
+
+
+def bytes_of_piece(piece: str) -> bytes:
+    """The bytes that a token stands for."""
+    try:
+        return bytes([_BYTES[character] for character in piece])
+    except KeyError:
+        # Tokens added by hand are sometimes plain text; they mean themselves.
+        return piece.encode()
+
+
 class ByteLevelBPE:
     """Encodes text without special tokens; thread-safe.
 
@@ -82,7 +94,6 @@ class ByteLevelBPE:
                 f"unsupported pre-tokenizer {pre!r}; clkiln has {', '.join(PRE)}"
             )
         self.pre = PRE[pre]
-        self._bytes = {character: byte for byte, character in enumerate(byte_characters())}
         self._tokenizer = _build(tokens, merges, self.pre)
 
     def encode(self, text: str) -> list[int]:
@@ -90,12 +101,7 @@ class ByteLevelBPE:
 
     def piece_bytes(self, piece: str) -> bytes:
         """The bytes that the token ``piece`` stands for."""
-        found = self._bytes
-        try:
-            return bytes([found[character] for character in piece])
-        except KeyError:
-            # Tokens added by hand are sometimes plain text; they mean themselves.
-            return piece.encode()
+        return bytes_of_piece(piece)
 
 
 def _build(tokens: Sequence[str], merges: Sequence[str], pre: Pre) -> Tokenizer:

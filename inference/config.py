@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn, TypeGuard
 
 from ..errors import ModelError, UnsupportedModel
 from .gguf import GGUFFile
 from .rope import Rope, RopeScaling, RopeStyle, yarn_attention_factor
-from .tensors import TensorInfo
+from .tensors import FLOATS, TensorFiles
 
 #: Element types of linear weights and of the embedding that there are kernels for.
 SUPPORTED_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")
 #: Element types of norms, biases and rotary factors.
-VECTOR_TYPES = ("f32", "f16")
+VECTOR_TYPES = FLOATS
 
 #: Architecture -> which elements the rotary embedding pairs: neighbours (2i, 2i+1), as llama's
 #: query and key rows are permuted when a GGUF is written, or the two halves (i, i + dim/2).
@@ -109,13 +110,13 @@ class ModelConfig:
         return "interleaved" if self.turned_rows else self.rope.style
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile) -> ModelConfig:
-        """Read the configuration and check every tensor against it.
+    def from_gguf(cls, file: GGUFFile, source: TensorFiles | None = None) -> ModelConfig:
+        """Read the configuration and check every tensor of ``source`` (the file) against it.
 
         Raises ``UnsupportedModel`` for a sound file with something clkiln lacks, ``ModelError``
         for a key or tensor that is missing or contradicts another.
         """
-        return _Builder(file).build()
+        return _Builder(file).build(source or file)
 
 
 class _Builder:
@@ -126,7 +127,7 @@ class _Builder:
             known = ", ".join(_ROPE_STYLES)
             self.unsupported(f"architecture {self.architecture!r}; clkiln has {known}")
 
-    def build(self) -> ModelConfig:
+    def build(self, source: TensorFiles) -> ModelConfig:
         self.refuse_other_arithmetic()
         heads = self.size("attention.head_count")
         hidden = self.size("embedding_length")
@@ -153,21 +154,22 @@ class _Builder:
             temperature=self.default("temp"),
             top_k=None if (top_k := self.default("top_k")) is None else int(top_k),
             top_p=self.default("top_p"),
-            digest=self.file.digest(),
+            digest=source.digest(),
             min_p=self.default("min_p"),
             repeat_penalty=self.default("penalty_repeat"),
             repeat_last_n=None if (last := self.default("penalty_last_n")) is None else int(last),
         )
-        self.check(config)
+        self.refuse_other_scale(config)
+        check_config(config, source)
         return config
 
     # -- errors ------------------------------------------------------------------------------
 
     def wrong(self, what: str) -> NoReturn:
-        raise ModelError(f"{self.file.path} is inconsistent: {what}")
+        _wrong(self.file.path, what)
 
     def unsupported(self, what: str) -> NoReturn:
-        raise UnsupportedModel(f"{self.file.path}: unsupported {what}")
+        _unsupported(self.file.path, what)
 
     # -- typed look-ups ----------------------------------------------------------------------
 
@@ -193,7 +195,7 @@ class _Builder:
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self.file.metadata.get(self.key(name), default)
-        if not _is_number(value) or not math.isfinite(value) or value <= 0:
+        if not is_number(value) or not math.isfinite(value) or value <= 0:
             self.wrong(f"{self.key(name)} is {value!r}, not a positive number")
         return float(value)
 
@@ -205,17 +207,7 @@ class _Builder:
         return value
 
     def default(self, name: str) -> float | None:
-        """One of the file's sampling defaults; nonsense counts as none (it is only advice)."""
-        value = self.file.metadata.get(f"general.sampling.{name}")
-        if not _is_number(value) or not math.isfinite(value):
-            return None
-        sound = {
-            "top_p": 0 < value <= 1,
-            "min_p": 0 <= value <= 1,
-            "penalty_repeat": value > 0,
-            "penalty_last_n": value >= -1,
-        }
-        return float(value) if sound.get(name, value >= 0) else None
+        return sampling_default(name, self.file.metadata.get(f"general.sampling.{name}"))
 
     # -- derived values ----------------------------------------------------------------------
 
@@ -232,7 +224,8 @@ class _Builder:
         if embedding is None or len(embedding.shape) != 2:
             self.wrong("the tensor token_embd.weight is missing or no matrix")
         tokens = self.file.metadata.get("tokenizer.ggml.tokens")
-        if isinstance(tokens, tuple) and len(tokens) != embedding.shape[0]:
+        # The embedding may be padded beyond them.
+        if isinstance(tokens, tuple) and len(tokens) > embedding.shape[0]:
             self.wrong(f"{len(tokens)} tokens, but {embedding.shape[0]} rows of token_embd.weight")
         return embedding.shape[0]
 
@@ -269,7 +262,7 @@ class _Builder:
     def factor(self, name: str, default: float) -> float:
         """A positive number; converters write 0 for "none", which is 1."""
         value = self.file.metadata.get(self.key(name), default)
-        return 1.0 if _is_number(value) and value == 0 else self.number(name, default)
+        return 1.0 if is_number(value) and value == 0 else self.number(name, default)
 
     # -- checks ------------------------------------------------------------------------------
 
@@ -283,38 +276,74 @@ class _Builder:
         if window and window < self.size("context_length"):
             self.unsupported(f"sliding-window attention (a window of {window:.0f} tokens)")
 
-    def check(self, config: ModelConfig) -> None:
-        if config.n_heads % config.n_kv_heads:
-            self.wrong(f"{config.n_heads} heads over {config.n_kv_heads} key-value heads")
-        if config.head_dim % 2:
-            self.unsupported(f"heads of {config.head_dim} values; clkiln has even lengths")
-        if config.rope.dim % 2 or config.rope.dim > config.head_dim:
-            self.wrong(f"{config.rope.dim} rotary dimensions in heads of {config.head_dim}")
+    def refuse_other_scale(self, config: ModelConfig) -> None:
         scale = self.option("attention.scale")
         natural = 1 / math.sqrt(config.head_dim)
         if scale != 0 and not math.isclose(scale, natural, rel_tol=1e-6):
             self.unsupported(f"model option {self.key('attention.scale')} = {scale}")
-        expected = set()
-        for name, shape in tensor_shapes(config):
-            expected.add(name)
-            self.check_tensor(name, shape)
-        for name in self.file.tensors:
-            if name not in expected and not name.endswith(_IGNORED_SUFFIXES):
-                self.unsupported(f"tensor {name}: a {config.architecture} model has no use for it")
-
-    def check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
-        info: TensorInfo | None = self.file.tensors.get(name)
-        if info is None:
-            self.wrong(f"the tensor {name} is missing")
-        if info.shape != shape:
-            self.wrong(f"the tensor {name} has the shape {info.shape}, not {shape}")
-        types = SUPPORTED_TYPES if len(shape) == 2 else VECTOR_TYPES
-        if info.dtype not in types:
-            self.unsupported(f"type {info.dtype} of tensor {name}; clkiln has {', '.join(types)}")
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
+def check_config(config: ModelConfig, source: TensorFiles) -> None:
+    """Hold a configuration against itself and against every tensor of its model.
+
+    Raises ``UnsupportedModel`` for a tensor that nothing would read or whose type clkiln lacks,
+    ``ModelError`` for one that is missing or has another shape.
+    """
+    path = source.path
+    if config.n_heads % config.n_kv_heads:
+        _wrong(path, f"{config.n_heads} heads over {config.n_kv_heads} key-value heads")
+    if config.head_dim % 2:
+        _unsupported(path, f"heads of {config.head_dim} values; clkiln has even lengths")
+    if config.rope.dim % 2 or config.rope.dim > config.head_dim:
+        _wrong(path, f"{config.rope.dim} rotary dimensions in heads of {config.head_dim}")
+    expected = set()
+    for name, shape in tensor_shapes(config):
+        expected.add(name)
+        _check_tensor(source, name, shape)
+    if config.tied:
+        # A copy of the embedding that some files hold; the configuration says which one counts.
+        expected.add("output.weight")
+    for name in source.tensors:
+        if name not in expected and not name.endswith(_IGNORED_SUFFIXES):
+            file, own = source.place(name)
+            _unsupported(file, f"tensor {own}: a {config.architecture} model has no use for it")
+
+
+def _check_tensor(source: TensorFiles, name: str, shape: tuple[int, ...]) -> None:
+    info, (file, own) = source.tensors.get(name), source.place(name)
+    if info is None:
+        _wrong(file, f"the tensor {own} is missing")
+    if info.shape != shape:
+        _wrong(file, f"the tensor {own} has the shape {info.shape}, not {shape}")
+    types = SUPPORTED_TYPES if len(shape) == 2 else VECTOR_TYPES
+    if info.dtype not in types:
+        _unsupported(file, f"type {info.dtype} of tensor {own}; clkiln has {', '.join(types)}")
+
+
+def _wrong(path: Path, what: str) -> NoReturn:
+    raise ModelError(f"{path} is inconsistent: {what}")
+
+
+def _unsupported(path: Path, what: str) -> NoReturn:
+    raise UnsupportedModel(f"{path}: unsupported {what}")
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    # bool is an int, and no number here.
     return type(value) in (int, float)
+
+
+def sampling_default(name: str, value: object) -> float | None:
+    """A model's own advice on sampling, under GGUF's name; nonsense counts as none."""
+    if not is_number(value) or not math.isfinite(value):
+        return None
+    sound = {
+        "top_p": 0 < value <= 1,
+        "min_p": 0 <= value <= 1,
+        "penalty_repeat": value > 0,
+        "penalty_last_n": value >= -1,
+    }
+    return float(value) if sound.get(name, value >= 0) else None
 
 
 def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

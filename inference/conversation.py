@@ -37,7 +37,8 @@ class Transcript:
         characters, count = next(kept, (0, 0))
         rest = text[characters:]
         ids = self._ids[:count]
-        ids += self._tokenizer.encode(rest) if count else self._tokenizer.prompt(rest)
+        tokenizer = self._tokenizer
+        ids += tokenizer.encode(rest, continuation=True) if count else tokenizer.prompt(rest)
         self._borders = [b for b in self._borders if b[0] <= characters and b[1] <= count]
         self._text, self._ids = text, ids
         self._borders.append((len(text), len(ids)))

@@ -9,13 +9,17 @@ from pathlib import Path
 from ..errors import UsageError
 from .config import ModelConfig
 from .gguf import GGUFFile
+from .hf import HFDirectory
+from .hf_config import read_config
+from .hf_tokenizer import read_tokenizer
+from .tensors import TensorFiles
 from .tokenizer import Tokenizer
 from .weights import Weights
 
 
 @dataclass(frozen=True)
 class Model:
-    """An opened model. Weights are read from the file's memory map when they are asked for."""
+    """An opened model. Weights are read from the files' memory maps when they are asked for."""
 
     path: Path
     config: ModelConfig
@@ -30,20 +34,44 @@ class Model:
 
 
 def open_model(path: str | Path, quantize: str | None = None) -> Model:
-    """Open the model at ``path``, a .gguf file.
+    """Open the model at ``path``: a .gguf file, or a directory as the ``transformers`` library
+    writes it, with ``config.json`` and safetensors files.
 
     Raises :class:`~clkiln.errors.ModelError` for a file that is missing, damaged or inconsistent,
     :class:`~clkiln.errors.UnsupportedModel` for a sound one that asks for what clkiln lacks.
     """
-    if quantize is not None:
-        raise UsageError(f"{path}: quantize={quantize!r} is for weights that are floats")
+    path = Path(path)
+    return _open_directory(path, quantize) if path.is_dir() else _open_gguf(path, quantize)
+
+
+def _open_gguf(path: Path, quantize: str | None) -> Model:
     file = GGUFFile.open(path)
-    config = ModelConfig.from_gguf(file)
+    source = _quantised(file, quantize)
+    config = ModelConfig.from_gguf(file, source)
     template = file.metadata.get("tokenizer.chat_template")
     return Model(
-        path=file.path,
+        path=path,
         config=config,
-        weights=Weights(file, config),
+        weights=Weights(source, config),
         chat_template=template if isinstance(template, str) else None,
-        _make_tokenizer=lambda: Tokenizer.from_gguf(file.metadata),
+        _make_tokenizer=lambda: Tokenizer.from_gguf(file.metadata, config.vocab),
     )
+
+
+def _open_directory(path: Path, quantize: str | None) -> Model:
+    directory = HFDirectory.open(path)
+    source = _quantised(directory, quantize)
+    config = read_config(directory, source)
+    return Model(
+        path=path,
+        config=config,
+        weights=Weights(source, config),
+        chat_template=directory.chat_template(),
+        _make_tokenizer=lambda: read_tokenizer(directory, config.vocab),
+    )
+
+
+def _quantised(source: TensorFiles, quantize: str | None) -> TensorFiles:
+    if quantize is None:
+        return source
+    raise UsageError(f"{source.path}: quantize={quantize!r} is for weights that are floats")

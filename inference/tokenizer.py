@@ -1,4 +1,4 @@
-"""Text to token ids and back, from a GGUF file's own metadata.
+"""Text to token ids and back, and how a GGUF file's own metadata says so.
 
 Special tokens are found in the text first; what lies between them goes to the encoder of the
 file's kind (:mod:`.bpe`, :mod:`.spm`). Decoding is bytes first, text second, because one character
@@ -18,11 +18,11 @@ from .bpe import ByteLevelBPE
 from .spm import SentencePieceBPE, byte_of
 
 # Token types of GGUF (tokenizer.ggml.token_type).
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 #: Tokens that end a turn in the chat formats of llama and qwen2 models, whatever the file's
 #: ``eos_token_id`` says; a file often names only one of them.
-_END_NAMES = frozenset(
+END_NAMES = frozenset(
     "</s> <|im_end|> <|eot_id|> <|eom_id|> <|end_of_text|> <|endoftext|> <|end|>".split()
 )
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
@@ -67,32 +67,35 @@ class Tokenizer:
         self._marked = {
             token: index
             for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
-            if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) and token
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED) and token
         }
-        users = [token for token, index in self._marked.items() if types[index] == _USER_DEFINED]
+        users = [token for token, index in self._marked.items() if types[index] == USER_DEFINED]
         self._every_mark = _alternatives(self._marked)
         self._user_marks = _alternatives(users)
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+    def from_gguf(cls, metadata: Mapping[str, Any], vocab: int = 0) -> Tokenizer:
         """Build the tokenizer that ``tokenizer.ggml.*`` describes.
 
+        Ids behind its last token, up to ``vocab`` rows of an embedding, decode to nothing.
         Raises ``UnsupportedModel`` for a kind or pre-tokenizer that clkiln lacks, by name, and
         ``ModelError`` where the metadata is incomplete or contradicts itself.
         """
-        return _Metadata(metadata).tokenizer()
+        return _Metadata(metadata, vocab).tokenizer()
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True, *, continuation: bool = False) -> list[int]:
         """Token ids of ``text``, without BOS or EOS of its own.
 
         With ``special``, control tokens spelt out in the text (``<|im_end|>``) become those
         tokens; without, they are text. Tokens that the model's makers added as words
-        (user-defined) are always recognised. Lone surrogates count as U+FFFD.
+        (user-defined) are always recognised. Lone surrogates count as U+FFFD. ``continuation``
+        says that the text goes on after a special token, where some tokenizers put no space
+        before it.
         """
-        text = _LONE_SURROGATES.sub("\ufffd", text)
+        text = plain_text(text)
         marks = self._every_mark if special else self._user_marks
         if marks is None:
             return self._encoder.encode(text)
@@ -130,14 +133,14 @@ class Tokenizer:
         """The bytes that a token stands for; a special token's are its name."""
         piece = self.piece(id)
         kind = self._types[id]
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED):
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED):
             return piece.encode()
         return self._encoder.piece_bytes(piece)
 
     def hidden(self, id: int) -> bool:
         """Whether a token is left out of decoded text: control tokens and the unknown one."""
         self.piece(id)
-        return self._types[id] in (_UNKNOWN, _CONTROL)
+        return self._types[id] in (UNKNOWN, CONTROL)
 
     def control_at(self, text: str, position: int) -> bool:
         """Whether a control token is spelt out in ``text`` at ``position``."""
@@ -160,6 +163,11 @@ class Tokenizer:
         return "" if self.eos is None else self._tokens[self.eos]
 
 
+def plain_text(text: str) -> str:
+    """``text`` as it can be encoded at all: lone surrogates count as U+FFFD."""
+    return _LONE_SURROGATES.sub("\ufffd", text)
+
+
 def _alternatives(tokens: Iterable[str]) -> re.Pattern[str] | None:
     """A pattern that splits at any of ``tokens``, at the longest where several match."""
     longest_first = sorted(tokens, key=len, reverse=True)
@@ -171,8 +179,8 @@ def _alternatives(tokens: Iterable[str]) -> re.Pattern[str] | None:
 class _Metadata:
     """Typed access to ``tokenizer.ggml.*``."""
 
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self.metadata = metadata
+    def __init__(self, metadata: Mapping[str, Any], vocab: int) -> None:
+        self.metadata, self.vocab = metadata, vocab
         tokens = self.get("tokens")
         if not isinstance(tokens, tuple) or not tokens:
             raise ModelError("the model has no vocabulary (tokenizer.ggml.tokens)")
@@ -218,9 +226,10 @@ class _Metadata:
         leading_space: bool = False,
     ) -> Tokenizer:
         eos = self.id("eos_token_id", eos)
+        padding = max(0, self.vocab - len(self.tokens))
         return Tokenizer(
-            self.tokens,
-            types,
+            self.tokens + ("",) * padding,
+            types + (UNUSED,) * padding,
             encoder,
             bos=self.id("bos_token_id", bos),
             eos=eos,
@@ -235,7 +244,7 @@ class _Metadata:
                 yield id
         for index, (token, kind) in enumerate(zip(self.tokens, types, strict=True)):
             # A plain token may be spelt like one of them: "</s>" is also a tag of HTML.
-            if kind in (_CONTROL, _USER_DEFINED) and token in _END_NAMES:
+            if kind in (CONTROL, USER_DEFINED) and token in END_NAMES:
                 yield index
 
     # -- values ------------------------------------------------------------------------------
@@ -275,7 +284,7 @@ class _Metadata:
         values = self.numbers("token_type")
         if values is not None:
             return tuple(values.tolist())
-        return tuple(_NORMAL if byte_of(token) is None else _BYTE for token in self.tokens)
+        return tuple(NORMAL if byte_of(token) is None else BYTE for token in self.tokens)
 
     def scores(self) -> list[float]:
         values = self.numbers("scores")

@@ -7,7 +7,7 @@ import numpy as np
 from ..kernels.types import Array
 from ..kernels.weights import Matrix, concatenate
 from .config import ModelConfig
-from .tensors import TensorSource
+from .tensors import TensorSource, as_float32
 
 
 class Weights:
@@ -43,9 +43,12 @@ class Weights:
         """A norm's weights or a bias (``blk.0.qkv.bias``) as float32."""
         layer, _, kind = name.rpartition(".")
         if kind != "bias":
-            return self.source.raw(f"{name}.weight").astype(np.float32)
-        biases = (self._turned(p, self.source.raw(f"{p}.bias")) for p in self.parts(layer))
-        return np.concatenate([bias.astype(np.float32) for bias in biases])
+            return self._floats(f"{name}.weight")
+        biases = [self._turned(p, self._floats(f"{p}.bias")) for p in self.parts(layer)]
+        return np.concatenate(biases)
+
+    def _floats(self, name: str) -> Array:
+        return as_float32(self.source.tensors[name].dtype, self.source.raw(name))
 
     def _turned(self, part: str, rows: Array) -> Array:
         """Rows of q or k in the order of :attr:`~.config.ModelConfig.turned_rows`."""
@@ -59,5 +62,5 @@ class Weights:
     def rope_table(self, positions: int) -> Array:
         """float32 ``[positions, rope.dim / 2, 2]``: see :meth:`~.rope.Rope.table`."""
         rope = self.config.rope
-        factors = self.source.raw("rope_freqs.weight") if rope.file_factors else None
+        factors = self._floats("rope_freqs.weight") if rope.file_factors else None
         return rope.table(positions, factors)

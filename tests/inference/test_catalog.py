@@ -193,10 +193,13 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("smolm2-135", "did you mean smollm2-135m"),
         ("SmolLM2-135M", "did you mean smollm2-135m"),
-        ("qqq", r"unknown model 'qqq' \(known: smollm2-135m; or pass a .gguf file\)"),
+        (
+            "qqq",
+            r"unknown model 'qqq' \(known: smollm2-135m; or pass a .gguf file or a directory\)",
+        ),
         ("", "unknown model ''"),
-        ("gone.gguf", "model file gone.gguf does not exist"),
-        ("some/where", "model file some/where does not exist"),
+        ("gone.gguf", "model gone.gguf does not exist: no .gguf file or model directory"),
+        ("some/where", "model some/where does not exist: no .gguf file or model directory"),
     ],
 )
 def test_unknown_models(model: str, message: str) -> None:

@@ -149,13 +149,17 @@ def test_neutral_values_of_those_options_are_fine(tmp_path: Path) -> None:
         ({"llama.rope.freq_base": float("inf")}, "freq_base is inf"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, "epsilon is None"),
         ({"llama.rope.scaling.factor": -1.0}, "scaling.factor is -1"),
-        ({"tokenizer.ggml.tokens": ["a"]}, "1 tokens, but 515 rows"),
+        ({"tokenizer.ggml.tokens": ["a"] * 516}, "516 tokens, but 515 rows"),
     ],
 )
 def test_contradictions_are_named(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         config(tmp_path, metadata=metadata)
     assert not isinstance(caught.value, UnsupportedModel)
+
+
+def test_the_embedding_may_be_padded(tmp_path: Path) -> None:
+    assert config(tmp_path, metadata={"tokenizer.ggml.tokens": ["a"] * 500}).vocab == 515
 
 
 def whole_file(path: Path) -> list[str]:
