@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,11 +198,49 @@ def test_an_answer_that_nobody_takes_to_its_end(engine: Engine) -> None:
 
 
 PLACES = [
-    *(("enqueue", at) for at in (0, 1, 16, 17, 34, 40, 60, 400)),
+    *(("launch", at) for at in (0, 1, 16, 17, 34, 40, 60, 400)),
     *(("take", at) for at in range(4)),
     *(("read", at) for at in (0, 5)),
     *(("write", at) for at in (0, 1, 2, 3, 9)),
 ]
+
+
+class Trap:
+    """Counts calls once it is armed, and does something at one of them."""
+
+    def __init__(self, at: int, before: bool, action: Callable[[], Any]) -> None:
+        self.at, self.before, self.action = at, before, action
+        self.armed, self.count = False, 0
+
+    def around(self, real: Callable[[], Any]) -> Any:
+        hit = self.armed and self.count == self.at
+        self.count += self.armed
+        if hit and self.before:
+            return self.action()
+        result = real()
+        return self.action() if hit else result
+
+    def set(self, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+        """On launches, or on copies (``take``, ``read``, ``write``), of engines loaded later."""
+        if where == "launch":
+            prepare = Launch.prepare
+
+            def prepared(launch: Launch, geometry: Any = None) -> Callable[[], Any]:
+                call = prepare(launch, geometry)
+                return lambda: self.around(call)
+
+            monkeypatch.setattr(Launch, "prepare", prepared)
+        else:
+            real = getattr(Tensor, where)
+
+            def copied(tensor: Tensor, *args: Any, **named: Any) -> Any:
+                return self.around(lambda: real(tensor, *args, **named))
+
+            monkeypatch.setattr(Tensor, where, copied)
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(("where", "at"), PLACES)
@@ -211,55 +249,39 @@ def test_an_interruption_anywhere(
     monkeypatch: pytest.MonkeyPatch, where: str, at: int, before: bool
 ) -> None:
     """Ctrl-C in prefill, while the KV cache grows or while decoding: the next answer is right."""
-    owner = Launch if where == "enqueue" else Tensor
-    real, calls = getattr(owner, where), iter(range(10**6))
-
-    def interrupted(self: Any, *args: Any, **named: Any) -> Any:
-        count = next(calls)
-        if count == at and before:
-            raise KeyboardInterrupt
-        result = real(self, *args, **named)
-        if count == at:
-            raise KeyboardInterrupt
-        return result
-
+    trap = Trap(at, before, ctrl_c)
+    trap.set(monkeypatch, where)
     messages = [user("a " * 70), {"role": "assistant", "content": "b"}, user("c " * 250)]
     with clk_engine.engine() as engine:
         engine.chat(messages[:1], temperature=0, max_tokens=2)
-        monkeypatch.setattr(owner, where, interrupted)
+        trap.armed = True
         with pytest.raises(KeyboardInterrupt):
             engine.chat(messages, temperature=0, max_tokens=40)
-        monkeypatch.undo()
-        used = engine.runner.context.memory.used
+        trap.armed = False
+        planner, memory = engine.runner.planner, engine.runner.context.memory
+        used = memory.used
         answer = engine.chat(messages, temperature=0, max_tokens=4)
         assert answer.token_ids == afresh(engine, answer.prompt_token_ids, 4)
         is_sound(engine)
-        held = [
-            *engine.runner.planner.tensors.values(),
-            *engine.runner.planner.resident._parts.values(),
-        ]
-        assert used <= engine.runner.context.memory.used == sum(tensor.nbytes for tensor in held)
+        held = [*planner.tensors.values(), *planner.resident._parts.values()]
+        assert used <= memory.used == sum(tensor.nbytes for tensor in held)
 
 
 @pytest.mark.parametrize("at", [0, 5, 33, 60])
 def test_a_failed_launch_leaves_nothing_to_believe(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, at: int
+    monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    real, calls = Launch.enqueue, iter(range(10**6))
-
-    def failing(self: Launch, geometry: Any = None) -> Any:
-        if next(calls) == at:
-            raise LaunchError("out of resources")
-        return real(self, geometry)
-
-    engine.chat([user("a")], temperature=0, max_tokens=3)
-    monkeypatch.setattr(Launch, "enqueue", failing)
-    with pytest.raises(LaunchError):
-        engine.chat([user("a"), {"role": "assistant", "content": "b"}, user("c")], max_tokens=9)
-    monkeypatch.undo()
-    assert engine.runner.tokens == []
-    answer = engine.chat([user("a")], temperature=0, max_tokens=3)
-    assert (answer.reused, answer.token_ids) == (0, afresh(engine, answer.prompt_token_ids, 3))
+    trap = Trap(at, True, lambda: -5)  # out of resources
+    trap.set(monkeypatch, "launch")
+    with clk_engine.engine() as engine:
+        engine.chat([user("a")], temperature=0, max_tokens=3)
+        trap.armed = True
+        with pytest.raises(LaunchError):
+            engine.chat([user("a"), {"role": "assistant", "content": "b"}, user("c")])
+        trap.armed = False
+        assert engine.runner.tokens == []
+        answer = engine.chat([user("a")], temperature=0, max_tokens=3)
+        assert (answer.reused, answer.token_ids) == (0, afresh(engine, answer.prompt_token_ids, 3))
 
 
 def test_bad_logits_leave_nothing_to_believe(engine: Engine) -> None:
