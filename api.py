@@ -34,7 +34,7 @@ from .inference.devices import choose_device, note_speed
 from .inference.graph import Graph, uses
 from .inference.kv_cache import DEFAULT_KV
 from .inference.model import Model, open_model
-from .inference.standard import standard_operations, standard_uses
+from .inference.standard import TRIALS, standard_operations, standard_uses
 from .kernels import SPECS
 from .kernels.variants import VariantRequest
 from .runtime.device import memory_budget
@@ -255,6 +255,7 @@ class TuningJob:
             others=[use for use in self.uses if use not in self.todo], seconds=self.seconds,
             force=self.force, variants=self.variants, run=run_id,
             progress=progress or (lambda now: None),
+            reach=None if self.model else 1 / TRIALS,
         )  # fmt: skip
         try:
             result = tuning.run()
@@ -265,7 +266,7 @@ class TuningJob:
         speeds = {} if self.model is None else self._speeds(self.model, result)
         self.store.finish_run(run_id, result.seconds, _figures(result, speeds))
         return self._summary(
-            already_done=False, kernels=len(self.todo), seconds=result.seconds,
+            already_done=False, kernels=len(tuning.tasks), seconds=result.seconds,
             trials=result.trials, by_status=result.by_status, **speeds,
             speedup=None if self.model else self._speedup(),
         )  # fmt: skip

@@ -24,7 +24,7 @@ from .families import FAMILIES, MIXES, Family, Mix, Tensors
 from .graph import Graph, uses
 from .weights import Weights
 
-#: Trials that make it worth taking a workload into the set.
+#: Trials that make it worth taking a workload into the set: the default alone lends nothing.
 TRIALS = 3
 #: What a trial costs on the devices measured: compiling, and for large shapes random inputs, the
 #: NumPy reference and the measurement.

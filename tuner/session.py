@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..cache.rows import DriverRow
@@ -71,7 +71,9 @@ class TuningRun:
     ``seconds`` limits the run as well as the level's own time. ``force`` forgets earlier trials,
     but for what was chosen: that is timed anew first. ``others`` are uses of the same weights that
     this run does not search: what is known of them counts when a layout is chosen, and a layout
-    that they were never tried in costs them a trial.
+    that they were never tried in costs them a trial. ``reach`` is for more uses than there may be
+    time for, most useful first: the share of the search's time that goes into first trials; groups
+    not reached by then are left for another run.
     ``progress`` is called after every trial. Everything found is in the store when a method
     returns or raises, a ``KeyboardInterrupt`` included.
     """
@@ -88,11 +90,12 @@ class TuningRun:
         force: bool = False,
         variants: VariantRequest | None = None,
         run: int | None = None,
+        reach: float | None = None,
         progress: Callable[[Progress], None] = lambda progress: None,
         seed: int = 0,
     ) -> None:
         self.store, self.info, self.level, self.force = store, info, level, force
-        self.progress, self.seed = progress, seed
+        self.progress, self.seed, self.reach = progress, seed, reach
         self.variants = variants or VariantRequest()
         self.record = Record(store, info.driver_key, str(self.variants), run)
         limits = [s for s in (level.seconds, seconds) if s is not None]
@@ -143,8 +146,26 @@ class TuningRun:
         Ahead of it what was chosen before or is borrowed from a similar workload: no run that is
         cut short may replace it by a default.
         """
-        order = sorted(self.tasks, key=lambda t: -t.use.cost(t.spec.flops(t.workload)))
-        for task in order:
+        if self.reach is not None and self.budget is not None:
+            self._reach(worker, self.reach, self.budget)
+            return
+        self._first(worker, sorted(self.tasks, key=lambda t: -t.use.cost(t.spec.flops(t.workload))))
+
+    def _reach(self, worker: Worker, share: float, budget: float) -> None:
+        """The baseline group by group, in the order of the uses, as far as ``share`` goes."""
+        now = time.monotonic()
+        deadline = now + share * (self._start + (1 - CONFIRM_SHARE) * budget - now)
+        own = {task.workload for task in self.tasks}
+        for place, group in enumerate(self.groups):
+            if place and time.monotonic() >= deadline:
+                self.groups = self.groups[:place]
+                self._group = {t.workload: group for group in self.groups for t in group.tasks}
+                self.tasks = [task for task in self.tasks if task.workload in self._group]
+                return
+            self._first(worker, [task for task in group.tasks if task.workload in own])
+
+    def _first(self, worker: Worker, tasks: Iterable[Task]) -> None:
+        for task in tasks:
             for config in filter(None, (task.inherited, task.safe)):
                 if self._time_over():
                     return

@@ -14,6 +14,7 @@ from clkiln.kernels.types import Config, Workload
 from clkiln.kernels.uses import Use
 from clkiln.kernels.variants import VariantRequest
 from clkiln.tuner.levels import Level
+from clkiln.tuner.record import undone
 
 
 def alike(device: Synthetic) -> Synthetic:
@@ -102,6 +103,31 @@ def test_nothing_is_borrowed_that_cannot_run(store: Store, tune: Any) -> None:
     for workload, config in device.trials:
         assert SPECS[workload.op].contains(workload, config)
         assert SPECS[workload.op].check(workload, config, INFO) is None
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 8.0])
+def test_more_uses_than_there_is_time_for(store: Store, tune: Any, seconds: float) -> None:
+    """Slow trials, many workloads: the first groups are searched and whole, the rest is left."""
+    uses = [
+        Use(w, "decode" if w.op == "gemv" else "prefill", 1, 100, f"group {n}")
+        for n in range(96, 196, 2)
+        for w in (gemv(n), gemm(n))
+    ]
+    device = Synthetic(seconds=seconds)
+    level = Level("fast", 1, 45.0, 20)
+    result = tune(device, uses, level=level, reach=1 / 3)
+    tried = {str(workload) for workload, _ in device.trials}
+    assert tried == {row.workload for row in store.best_rows()}
+    assert tried == {str(use.workload) for use in uses[: len(tried)]}
+    assert len(tried) % 2 == 0
+    # A third of three quarters of the time, and a group that was begun.
+    assert len(tried) <= 0.25 * 45 / seconds + 2
+    assert result.trials > 2 * len(tried) or len(tried) == 2
+    left = undone(store, DRIVER, uses, level, VariantRequest())
+    assert left == uses[len(tried) :]
+    again = Synthetic(seconds=seconds)
+    tune(again, left, level=level, reach=1 / 3, others=uses[: len(tried)])
+    assert not {str(workload) for workload, _ in again.trials} & tried
 
 
 def test_a_kind_that_was_asked_for_is_kept(store: Store, tune: Any) -> None:
