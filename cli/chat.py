@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,11 @@ from .common import model_argument, note, print_json_line, say, shared, warn
 from .conversation import Conversation
 from .explain import explain_answer, explain_device, explain_programs
 from .generation import loading, sampling, system_option
+from .interrupts import Interrupts
 from .prompting import Prompter
 
 if TYPE_CHECKING:
-    from ..inference.completion import Completion, Stream
+    from ..inference.completion import Completion
     from ..inference.engine import Engine
 
 
@@ -65,8 +65,8 @@ def chat(
     from ..inference.engine import Engine
 
     with Engine.load(model, **loading, warn=warn) as engine:
-        prompter = Prompter()
-        talk = Talk(engine, conversation, sampling, verbose=verbose, as_json=as_json)
+        prompter, interrupts = Prompter(), Interrupts()
+        talk = Talk(engine, conversation, sampling, interrupts, verbose=verbose, as_json=as_json)
         # A model that can't chat shall say so before anybody typed a question.
         talk.check()
         if verbose:
@@ -74,30 +74,31 @@ def chat(
             note(f"start:      {since_process_start():.2f} s")
         if prompter.terminal:
             note(f"{engine.config.name} on {engine.device.name}; /help lists commands")
-        _loop(prompter, talk)
+        # In a pipe Ctrl-C ends all, as everywhere.
+        with interrupts if prompter.terminal else contextlib.nullcontext():
+            _loop(prompter, talk, interrupts)
         if verbose:
             explain_programs(engine)
 
 
-def _loop(prompter: Prompter, talk: Talk) -> None:
+def _loop(prompter: Prompter, talk: Talk, interrupts: Interrupts) -> None:
     interrupted = False
     while True:
         try:
-            text = prompter.read()
+            with interrupts.raised():
+                text = prompter.read()
+            interrupted = False
+            if text is None:
+                if prompter.terminal:
+                    note("")
+                return
+            if not talk.take(text):
+                return
         except KeyboardInterrupt:
             if not prompter.terminal:
                 raise
             note("\n(Ctrl-D or /quit leaves)" if interrupted else "")
             interrupted = True
-            continue
-        interrupted = False
-        if text is None:
-            if prompter.terminal:
-                note("")
-            return
-        try:
-            if not talk.take(text, stoppable=prompter.terminal):
-                return
         except ClkilnError as error:
             # A script ends with the first error; a person goes on, and can save what there is.
             if not prompter.terminal:
@@ -113,37 +114,37 @@ class Talk:
         engine: Engine,
         conversation: Conversation,
         sampling: dict[str, Any],
+        interrupts: Interrupts,
         *,
         verbose: bool,
         as_json: bool,
     ) -> None:
         self._engine, self._conversation, self._sampling = engine, conversation, sampling
+        self._interrupts = interrupts
         self._verbose, self._as_json = verbose, as_json
         self._commands = Commands(conversation, self.check)
 
-    def take(self, text: str, *, stoppable: bool) -> bool:
-        """Answer a message or follow a command; False if it was to leave.
-
-        ``stoppable``: Ctrl-C stops the answer and raises nothing.
-        """
+    def take(self, text: str) -> bool:
+        """Answer a message or follow a command; False if it was to leave."""
         if not text.strip():
             return True
         if is_command(text):
             return self._commands.follow(text.strip())
         # Two slashes are one that is meant: a message may begin with a path.
-        self._answer(text[1:] if text.startswith("//") else text, stoppable)
+        self._answer(text[1:] if text.startswith("//") else text)
         return True
 
     def check(self) -> None:
         """Raises ``ModelError`` if the model's template refuses the conversation."""
         self._engine.chat_ids([*self._conversation.messages, {"role": "user", "content": "?"}])
 
-    def _answer(self, question: str, stoppable: bool) -> None:
+    def _answer(self, question: str) -> None:
         messages = [*self._conversation.messages, {"role": "user", "content": question}]
         try:
-            completion, stopped = self._stream(messages, stoppable)
+            completion = self._stream(messages)
         except ContextLengthError as error:
             raise ContextLengthError(self._no_room()) from error
+        stopped = completion.finish_reason is None
         if stopped and not completion.text:
             note("(stopped before an answer: the question is taken back)")
             return
@@ -152,21 +153,19 @@ class Talk:
             print_json_line(_turn(question, completion))
         self._remark(completion, stopped)
 
-    def _stream(self, messages: list[dict[str, str]], stoppable: bool) -> tuple[Completion, bool]:
-        """The answer, and whether Ctrl-C cut it short."""
+    def _stream(self, messages: list[dict[str, str]]) -> Completion:
         shown = False
-        with _Interrupts(stoppable) as interrupts:
-            stream = self._engine.chat_stream(messages, **self._sampling)
-            interrupts.cancel(stream)
-            try:
-                for piece in stream:
-                    if not self._as_json:
-                        say(piece)
-                        shown = True
-            finally:
-                if shown:
-                    click.echo()
-        return stream.completion, stream.completion.finish_reason is None
+        stream = self._engine.chat_stream(messages, **self._sampling)
+        self._interrupts.cancel(stream)
+        try:
+            for piece in stream:
+                if not self._as_json:
+                    say(piece)
+                    shown = True
+        finally:
+            if shown:
+                click.echo()
+        return stream.completion
 
     def _remark(self, completion: Completion, stopped: bool) -> None:
         asked = self._sampling["max_tokens"]
@@ -192,43 +191,6 @@ class Talk:
         if self._engine.runner.limit >= self._engine.config.context_length:
             return ""
         return f", a start with -c {self._engine.config.context_length} gives more room"
-
-
-class _Interrupts:
-    """Within, Ctrl-C cancels a stream instead of raising wherever the engine happens to be.
-
-    Where a step takes its time, a second says what a third does: it leaves. Unless ``noted``,
-    nothing changes.
-    """
-
-    def __init__(self, noted: bool) -> None:
-        self._noted, self._count = noted, 0
-        self._stream: Stream | None = None
-
-    def cancel(self, stream: Stream) -> None:
-        """Let Ctrl-C, the one that came already included, cancel ``stream``."""
-        self._stream = stream
-        if self._count:
-            stream.cancel()
-
-    def _handle(self, number: int, frame: object) -> None:
-        self._count += 1
-        if self._stream is not None:
-            self._stream.cancel()
-        if self._count == 2:
-            # No print: the signal may have come in the middle of one.
-            os.write(2, b"\n(stopping after the step at hand; Ctrl-C once more leaves)\n")
-        elif self._count > 2:
-            raise KeyboardInterrupt
-
-    def __enter__(self) -> _Interrupts:
-        if self._noted:
-            self._before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._noted:
-            signal.signal(signal.SIGINT, self._before)
 
 
 def _turn(question: str, completion: Completion) -> dict[str, Any]:

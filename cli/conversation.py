@@ -72,8 +72,10 @@ class Conversation:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(draft, target)
-        except OSError as error:
+        except BaseException as error:
             draft.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             reason = error.strerror or error
             raise ClkilnError(f"cannot save the conversation to {path}: {reason}") from error
         self._own_files.add(target)

@@ -6,6 +6,8 @@ import json
 import re
 import stat
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,16 +31,34 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clk_engine.variation(path, context=1 << 17, metadata=no_end)
 
 
+def python(*statements: str) -> list[str]:
+    """The command line behind ``statements``, in a Python of its own."""
+    lines = (
+        "from clkiln.cli import main",
+        "from clkiln.inference.runner import Runner",
+        "import time",
+    )
+    return [sys.executable, "-c", "; ".join((*lines, *statements, "main()"))]
+
+
+#: At most 20 steps a second, and each shows: what a person would stop is still going on then.
+SLOW = python(
+    "body = Runner._body",
+    "Runner._body = lambda *a, **k: (print(end='~', flush=True), time.sleep(0.05), body(*a, **k))",
+)
+
+
 def test_a_chat(endless: Path, device: str, cache_dir: Path, tmp_path: Path) -> None:
     """One sitting: an answer stopped, several lines, saved, begun anew, the arrow key, the end."""
     path, cache = tmp_path / "talk.json", clk_engine.own_cache(tmp_path / "cache.sqlite")
     options = ("--temp", "1", "--seed", "1", "-n", 10**6, "--verbose")
-    with terminal("chat", endless, *options, "--device", device, "--cache", cache) as person:
+    words = ("chat", endless, *options, "--device", device, "--cache", cache)
+    with terminal(*words, program=SLOW) as person:
         person.expect("/help lists commands")
         person.expect(">>> ")
-        person.line("Tell me everything.")
-        person.expect("everything.")
-        person.some(20)
+        person.line("Say all.")
+        person.expect("~")
+        person.some(8)
         person.type(CTRL_C)
         person.expect("(stopped; what was said so far stays in the conversation)")
         person.expect("prefill:")
@@ -49,8 +69,8 @@ def test_a_chat(endless: Path, device: str, cache_dir: Path, tmp_path: Path) -> 
         person.line("And\\")
         person.expect("... ")
         person.line("more?")
-        person.expect("more?")
-        person.some(20)
+        person.expect("~")
+        person.some(8)
         person.type(CTRL_C)
         person.expect("(stopped")
         assert "reused" in person.expect(">>> ")
@@ -77,10 +97,48 @@ def test_a_chat(endless: Path, device: str, cache_dir: Path, tmp_path: Path) -> 
     assert json.loads(path.read_text()) == []
     history = cache_dir / "chat_history"
     assert history.read_text().splitlines() == [
-        "Tell me everything.", f"/save {path}", "And\\", "more?", "/reset", "/cook", "/reset",
+        "Say all.", f"/save {path}", "And\\", "more?", "/reset", "/cook", "/reset",
         f"/save {path}",
     ]  # fmt: skip
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+
+def test_a_long_prompt_is_stopped(endless: Path, device: str, tmp_path: Path) -> None:
+    """Before the first token of the answer: the question counts as never asked."""
+    path, cache = tmp_path / "long.json", clk_engine.own_cache(tmp_path / "cache.sqlite")
+    story = [{"role": "user", "content": "a, b; " * 3000}, {"role": "assistant", "content": "Hm"}]
+    path.write_text(json.dumps(story))
+    words = ("chat", endless, "--load", path, "--device", device, "--cache", cache)
+    with terminal(*words, program=SLOW) as person:
+        person.expect(">>> ")
+        person.line("What is it about?")
+        person.expect("~")
+        person.type(CTRL_C)
+        person.expect("(stopped before an answer: the question is taken back)")
+        person.expect(">>> ")
+        person.line(f"/save {path}")
+        person.expect("(saved 2 messages")
+        person.expect(">>> ")
+        person.type(CTRL_D)
+        assert person.end() == 0
+    assert json.loads(path.read_text()) == story
+
+
+def test_a_third_ctrl_c_leaves(endless: Path, device: str, tmp_path: Path) -> None:
+    """For a step that does not end: here the engine itself is held up."""
+    # A loop that Python steps through: only there it looks for signals that other threads got.
+    held = "Runner._body = lambda *a, **k: (print('~'), [time.sleep(0.05) for _ in range(9999)])"
+    with terminal("chat", endless, "--device", device, program=python(held)) as person:
+        person.expect(">>> ")
+        person.line("Hello")
+        person.expect("~")
+        person.type(CTRL_C)
+        time.sleep(0.3)  # two at once are one signal
+        person.type(CTRL_C)
+        person.expect("(stopping after the step at hand; Ctrl-C once more leaves)")
+        person.type(CTRL_C)
+        person.expect("interrupted")
+        assert person.end() == 130
 
 
 def test_run_without_a_prompt_is_a_chat(model: Path, device: str) -> None:

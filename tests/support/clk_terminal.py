@@ -12,7 +12,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from clk_cli import COMMAND
@@ -86,8 +86,9 @@ def terminal(
     columns: int = 80,
     env: dict[str, str] | None = None,
     stdout: int | None = None,
+    program: Sequence[str] = COMMAND,
 ) -> Iterator[Terminal]:
-    """``clkiln ...`` with its streams on a terminal, ``stdout`` elsewhere if wanted.
+    """``clkiln ...``, or another program, on a terminal; ``stdout`` elsewhere if wanted.
 
     It is killed at the end.
     """
@@ -103,7 +104,7 @@ def terminal(
     environment = {name: value for name, value in os.environ.items() if name not in own}
     environment |= {"TERM": "xterm-256color", **(env or {})}
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
+        [*program, *map(str, arguments)],
         stdin=slave,
         stdout=slave if stdout is None else stdout,
         stderr=slave,
