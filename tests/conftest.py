@@ -24,7 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     folder = Path(tempfile.mkdtemp(prefix="clkiln-tests-"))
     config.stash[_FOLDER] = folder
-    for name in [n for n in os.environ if n.startswith("CLKILN_") and n != "CLKILN_TEST_MODEL"]:
+    own = (n for n in os.environ if n.startswith("CLKILN_"))
+    for name in [name for name in own if not name.startswith("CLKILN_TEST_")]:
         del os.environ[name]
     # A model that could not be fetched is no model: what needs one looks at the variable and skips.
     if not Path(os.environ.get("CLKILN_TEST_MODEL", "")).is_file():
