@@ -41,7 +41,7 @@ def command(
     sampling: dict[str, Any],
     loading: dict[str, Any],
 ) -> None:
-    """Talk with MODEL (a .gguf file or a catalog entry).
+    """Talk with MODEL (a .gguf file, a model directory or a catalog entry).
 
     Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands. From a pipe, each line is
     a message; with --json each answer is one line of JSON.

@@ -45,7 +45,7 @@ def command(
     sampling: dict[str, Any],
     loading: dict[str, Any],
 ) -> None:
-    """Answer PROMPT with MODEL (a .gguf file or a catalog entry).
+    """Answer PROMPT with MODEL (a .gguf file, a model directory or a catalog entry).
 
     Without PROMPT and --file, standard input is the prompt; on a terminal a chat begins (see
     clkiln chat), unless --raw, --json or --logprobs ask for one answer. One line break at the end
