@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import NoReturn, TypeGuard
 
 from ..errors import ModelError, UnsupportedModel
+from ..kernels.weights import DTYPES
 from .gguf import GGUFFile
 from .rope import Rope, RopeScaling, RopeStyle, yarn_attention_factor
 from .tensors import FLOATS, TensorFiles
 
 #: Element types of linear weights and of the embedding that there are kernels for.
-SUPPORTED_TYPES = ("f32", "f16", "q8_0", "q4_0", "q4_1")
+SUPPORTED_TYPES = DTYPES
 #: Element types of norms, biases and rotary factors.
 VECTOR_TYPES = FLOATS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from ..kernels.layout import Layout, pack
 from ..kernels.types import Array
-from ..kernels.weights import Layout, pack
 from ..runtime.context import Context
 from ..runtime.memory import Tensor
 from .weights import Weights
@@ -24,7 +24,7 @@ class ResidentWeights:
         self._parts: dict[tuple[str, str], Tensor] = {}
 
     def part(self, name: str, part: str) -> Tensor:
-        """One physical array of a weight: ``q`` (numbers or codes) or ``s`` (scales)."""
+        """One physical array of a weight: ``q`` (numbers or codes), ``s`` (scales) and so on."""
         return self._parts[name, part]
 
     def upload(self, names: Iterable[str]) -> None:
@@ -45,8 +45,8 @@ class ResidentWeights:
         return pack(self.weights.matrix(name), Layout.parse(self.layouts[name]))
 
     def _keep(self, name: str, parts: dict[str, Array]) -> None:
-        memory = Layout.parse(self.layouts[name]).memory
+        layout = Layout.parse(self.layouts[name])
         for part, array in parts.items():
-            place = memory if part == "q" else "buffer"
+            place = layout.memory_of(part)
             tensor = self.context.upload(array, place, what=f"weight {name}.{part}")
             self._parts[name, part] = tensor

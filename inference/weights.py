@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..kernels.types import Array
-from ..kernels.weights import Matrix, concatenate
+from ..kernels.weights import Matrix, common_dtype, concatenate
 from .config import ModelConfig
 from .tensors import TensorSource, as_float32
 
@@ -26,9 +26,10 @@ class Weights:
         return [f"{layer}.{part}" if layer else part for part in stacked]
 
     def dtype(self, name: str) -> str:
-        """The dtype of a matrix; parts of several dtypes are widened to float32."""
-        dtypes = {self.source.tensors[f"{part}.weight"].dtype for part in self.parts(name)}
-        return dtypes.pop() if len(dtypes) == 1 else "f32"
+        """The dtype of a matrix; parts of several dtypes take the smallest that holds all."""
+        return common_dtype(
+            self.source.tensors[f"{part}.weight"].dtype for part in self.parts(name)
+        )
 
     def matrix(self, name: str) -> Matrix:
         """The matrix ``name``: a view of the file where it is one tensor of the file."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .coding import STORED_BITS, coding_of
+from .layout import Layout, pack
 from .types import (
     Argument,
     Array,
@@ -18,17 +20,18 @@ from .types import (
     Variant,
     Workload,
 )
-from .weights import BLOCK_BYTES, Layout, Matrix, pack
+from .weights import Matrix, row_bytes
 
 #: Texels to a row of a folded image.
 WIDTHS = (2048, 8192)
 
 
 class WeightSpec(KernelSpec):
-    """An operation on a weight ``w`` of the workload's dtype, in any :class:`~.weights.Layout`.
+    """An operation on a weight ``w`` of the workload's dtype, in any :class:`~.layout.Layout`.
 
     Parameters of the layout, the same in every such operation: ``R`` rows interleaved, ``S`` bits
-    of a scale (quantised only), ``IW`` width of the image (image variant only).
+    of a scale (quantised only; 8: bytes times super-scales), ``IW`` width of the image (image
+    variant only).
     """
 
     variants = (
@@ -46,14 +49,17 @@ class WeightSpec(KernelSpec):
     def layout_parameters(
         self, workload: Workload, variant: Variant
     ) -> dict[str, tuple[Value, ...]]:
-        quantised = workload.tag("w") in BLOCK_BYTES
+        dtype = workload.tag("w")
+        coding = coding_of(dtype)
         space: dict[str, tuple[Value, ...]] = {"R": (4, 8, 16)}
-        if quantised:
-            space["S"] = (16, 32)
+        if coding:
+            space["S"] = STORED_BITS[coding.scales]
         if variant.kind == "image":
             space["IW"] = WIDTHS
-            if quantised:
+            if coding:
                 space["R"] = (16,)  # sixteen codes are one texel
+            elif dtype == "bf16":
+                space["R"] = (8, 16)  # eight numbers are one texel
         return space
 
     def layout_of(self, workload: Workload, config: Config) -> Layout:
@@ -74,15 +80,15 @@ class WeightSpec(KernelSpec):
         self, workload: Workload, limits: DeviceLimits, layout: str | None
     ) -> tuple[str, dict[str, Value]]:
         """Variant and layout parameters of the safe configuration, or of a given layout."""
-        quantised = workload.tag("w") in BLOCK_BYTES
+        coding = coding_of(workload.tag("w"))
         if layout is None:
             rows = 16 if limits.type == "cpu" else 4
-            return "buffer", {"R": rows, **({"S": 16} if quantised else {})}
+            return "buffer", {"R": rows, **({"S": STORED_BITS[coding.scales][0]} if coding else {})}
         parsed = Layout.parse(layout)
         if parsed.dtype != workload.tag("w"):
             raise ValueError(f"{workload} can't read layout {layout!r}")
         values: dict[str, Value] = {"R": parsed.rows}
-        if quantised:
+        if coding:
             values["S"] = parsed.scale_bits
         if parsed.memory == "image2d":
             values["IW"] = parsed.width
@@ -90,18 +96,18 @@ class WeightSpec(KernelSpec):
 
     def weight_defines(self, workload: Workload, config: Config) -> dict[str, Value]:
         layout = self.layout_of(workload, config)
-        cols = workload.size("k")
-        defines: dict[str, Value] = {
-            f"DTYPE_{layout.dtype.upper()}": 1,
-            "R": layout.rows,
-            "K": cols,
-            "N": workload.size("n"),
-        }
+        coding = layout.coding
+        sizes = {"K": workload.size("k"), "N": workload.size("n")}
+        defines: dict[str, Value] = {"R": layout.rows, **sizes}
         if layout.memory == "image2d":
             defines |= {"IMAGE": 1, "IW": layout.width}
-        if layout.scale_bits == 16:
-            defines["SCALE16"] = 1
-        return defines
+        if coding is None:
+            defines["FLOATS"] = 32 if layout.dtype == "f32" else 16
+            return defines | ({"BFLOAT": 1} if layout.dtype == "bf16" else {})
+        defines |= {"BITS": coding.stored, "HALVES": coding.halves, "SCALE": layout.scale_bits}
+        if coding.zero:
+            defines["ZERO"] = coding.zero
+        return defines | ({"MINIMA": 1} if coding.minima else {})
 
     def weight_arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
         return self.layout_of(workload, config).arguments("w", *self.weight_shape(workload))
@@ -120,10 +126,7 @@ class WeightSpec(KernelSpec):
     def weight_bytes(self, workload: Workload) -> int:
         """Bytes of the weight as the file codes it: the least that can be read."""
         rows, cols = self.weight_shape(workload)
-        dtype = workload.tag("w")
-        if dtype in BLOCK_BYTES:
-            return rows * cols // 32 * BLOCK_BYTES[dtype]
-        return rows * cols * (4 if dtype == "f32" else 2)
+        return rows * row_bytes(workload.tag("w"), cols)
 
 
 class LinearSpec(WeightSpec):

@@ -12,8 +12,8 @@ from difflib import get_close_matches
 
 from ..errors import UsageError
 from . import SPECS
+from .coding import DTYPES, coding_of
 from .types import DeviceLimits, KernelSpec, Value, Variant, Workload
-from .weights import DTYPES
 
 #: Whose workloads the specs' examples are.
 EXAMPLE_MODEL = "SmolLM2-135M, Q4_1"
@@ -69,8 +69,10 @@ def parse_workload(text: str) -> Workload:
     for name, value in given.items():
         if name in sizes and not (isinstance(value, int) and 0 < value < 1 << 40):
             raise UsageError(f"workload {text!r}: {name}={value} is no size")
-    if "w" in given and given["w"] not in DTYPES:
-        raise UsageError(f"workload {text!r}: w={given['w']} is none of {', '.join(DTYPES)}")
+    try:
+        coding_of(str(given.get("w", DTYPES[0])))
+    except ValueError as error:
+        raise UsageError(f"workload {text!r}: {error}") from None
     return workload
 
 

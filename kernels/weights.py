@@ -1,33 +1,28 @@
-"""Weight matrices as model files hold them, and the layouts in which kernels read them.
+"""Weight matrices as model files hold them: rows of numbers or of raw blocks, by dtype.
 
-A *dtype* says how numbers are coded (GGUF's block formats, 32 columns to a block); a *layout* says
-where they lie for a kernel: rows are interleaved by ``rows`` so that one vector load fetches the
-same column of that many rows, in a buffer or in an image of RGBA texels. ``pack`` goes from one to
-the other; NumPy only.
+A *dtype* names how a file codes numbers (GGUF's types) or, for stacked parts of several dtypes, the
+smallest coding that holds all of them (:mod:`~.coding`). :mod:`~.layout` says where they lie for a
+kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from .types import TEXEL_BYTES, Argument, Array, Memory
+from .coding import BLOCK, DTYPES, FLOATS, Coding, coding_of, common_dtype
+from .formats import FORMATS, decode, encode_mixed, plane_sizes, row_bytes
+from .planes import Planes, join
+from .types import Array
 
-#: Columns that share a scale in the quantised formats.
-BLOCK = 32
-#: Bytes of one block in the file, and how many float16 numbers (scale, minimum) it starts with.
-BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
-_SCALARS = {"q8_0": 1, "q4_0": 1, "q4_1": 2}
-DTYPES = ("f32", "f16", *BLOCK_BYTES)
-_FLOATS = {"f32": np.float32, "f16": np.float16}
+__all__ = ["DTYPES", "Matrix", "common_dtype", "concatenate", "row_bytes"]
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A weight: floats ``[rows, cols]``, or raw blocks ``uint8 [rows, bytes of a row]``."""
+    """A weight: floats ``[rows, cols]`` (bfloat16 as uint16), or ``uint8 [rows, row_bytes]``."""
 
     dtype: str
     cols: int
@@ -39,60 +34,38 @@ class Matrix:
 
     @property
     def quantised(self) -> bool:
-        return self.dtype in BLOCK_BYTES
+        return self.dtype not in FLOATS
 
     @classmethod
     def random(cls, dtype: str, rows: int, cols: int, rng: np.random.Generator) -> Matrix:
         """Random weights whose products with unit-variance vectors have variance about one."""
-        scale = 1 / np.sqrt(cols)
-        if dtype in _FLOATS:
-            data = rng.standard_normal((rows, cols), dtype=np.float32) * np.float32(scale)
-            return cls(dtype, cols, data.astype(_FLOATS[dtype]))
-        if cols % BLOCK:
-            raise ValueError(f"{dtype} needs a multiple of {BLOCK} columns, not {cols}")
-        step = scale / (74 if dtype == "q8_0" else 4.6)  # standard deviation of the codes
-        blocks = cols // BLOCK
-        raw = rng.integers(0, 256, (rows, blocks, BLOCK_BYTES[dtype]), dtype=np.uint8)
-        d = (rng.uniform(0.5, 1.5, (rows, blocks)) * step).astype(np.float16)
-        raw[..., 0:2] = d[..., None].view(np.uint8)
-        if dtype == "q4_1":
-            m = (d.astype(np.float32) * rng.uniform(-9, -6, d.shape)).astype(np.float16)
-            raw[..., 2:4] = m[..., None].view(np.uint8)
-        return cls(dtype, cols, raw.reshape(rows, -1))
+        deviation = 1 / np.sqrt(cols)
+        coding = coding_of(dtype)
+        if coding is None:
+            floats = rng.standard_normal((rows, cols), dtype=np.float32) * np.float32(deviation)
+            if dtype == "bf16":
+                return cls(dtype, cols, (floats.view(np.uint32) >> 16).astype(np.uint16))
+            return cls(dtype, cols, floats.astype(FLOATS[dtype]))
+        size = row_bytes(dtype, cols)
+        if dtype in FORMATS:
+            data = rng.integers(0, 256, (rows, size), dtype=np.uint8)
+            return _scaled(dtype, cols, data, deviation, rng)
+        return cls(dtype, cols, _random_mixed(coding, rows, cols, deviation, rng))
 
-    def scales(self) -> Array:
-        """float16 ``[rows, blocks, 1 or 2]``: the scale, and the format's minimum if it has one."""
-        n = 2 * _SCALARS[self.dtype]
-        return np.ascontiguousarray(self._blocks[..., :n]).view(np.float16)
-
-    def codes(self) -> Array:
-        """``int8 [rows, cols]`` (q8_0), or ``uint8 [rows, blocks, 16]``: columns j and j + 16."""
-        codes = self._blocks[..., 2 * _SCALARS[self.dtype] :]
-        if self.dtype != "q8_0":
-            return codes
-        return codes.view(np.int8).reshape(self.rows, self.cols)
-
-    @cached_property
-    def _blocks(self) -> Array:
-        return self.data.reshape(self.rows, self.cols // BLOCK, BLOCK_BYTES[self.dtype])
+    def planes(self) -> Planes:
+        """Codes and scales, apart. Raises ``ValueError`` for floats, which have none."""
+        return decode(self.dtype, self.cols, self.data)
 
     def slice(self, start: int, stop: int) -> Matrix:
         return Matrix(self.dtype, self.cols, self.data[start:stop])
 
     def dequantise(self) -> Array:
-        """float32 ``[rows, cols]``; exact, as every code times a float16 fits into a float32."""
-        if not self.quantised:
-            return self.data.astype(np.float32)
-        scales = self.scales().astype(np.float32)
-        if self.dtype == "q8_0":
-            codes = self.codes().reshape(self.rows, -1, BLOCK).astype(np.float32)
-            return (codes * scales).reshape(self.rows, self.cols)
-        pairs = self.codes()
-        nibbles = np.concatenate([pairs & 15, pairs >> 4], axis=-1).astype(np.float32)
-        if self.dtype == "q4_0":
-            return ((nibbles - 8) * scales).reshape(self.rows, self.cols)
-        values = nibbles * scales[..., :1] + scales[..., 1:]
-        return values.reshape(self.rows, self.cols)
+        """float32 ``[rows, cols]``, by the format's arithmetic; exact up to float32 rounding."""
+        if self.quantised:
+            return self.planes().dequantise()
+        if self.dtype == "bf16":
+            return (self.data.astype(np.uint32) << 16).view(np.float32)
+        return self.data.astype(np.float32)
 
     def times(self, x: Array, chunk: int = 4096) -> Array:
         """float64 ``x @ self.T`` for ``x`` of ``[m, cols]``, few rows at a time to bound memory."""
@@ -103,136 +76,74 @@ class Matrix:
         ]
         return np.concatenate(parts, axis=-1)
 
+    def recode(self, dtype: str) -> Matrix:
+        """The same numbers as ``dtype``, which :func:`common_dtype` found for them."""
+        coding = coding_of(dtype)
+        if dtype == self.dtype:
+            return self
+        if coding is None:
+            return Matrix(dtype, self.cols, self.dequantise())
+        return Matrix(dtype, self.cols, encode_mixed(self.planes().recode(coding)))
+
 
 def concatenate(matrices: Sequence[Matrix]) -> Matrix:
-    """One matrix of all rows. Where dtypes differ, all are widened to float32, which is exact."""
+    """One matrix of all rows. Where dtypes differ, it has their :func:`common_dtype`."""
     first = matrices[0]
     if len(matrices) == 1:
         return first
-    if all(m.dtype == first.dtype for m in matrices):
-        return Matrix(first.dtype, first.cols, np.concatenate([m.data for m in matrices]))
-    return Matrix("f32", first.cols, np.concatenate([m.dequantise() for m in matrices]))
+    dtype = common_dtype(matrix.dtype for matrix in matrices)
+    return Matrix(dtype, first.cols, np.concatenate([m.recode(dtype).data for m in matrices]))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where a weight's numbers lie. The text form (``q4_1 buffer r16 s16``) names it in the cache.
+def _scaled(
+    dtype: str, cols: int, data: Array, deviation: float, rng: np.random.Generator
+) -> Matrix:
+    """Random blocks of a file format, with scales and minima for a mean of 0 and ``deviation``."""
+    block, coding = FORMATS[dtype], coding_of(dtype)
+    assert coding is not None
+    blocks = data.reshape(data.shape[0], -1, block.nbytes)
+    sizes = rng.uniform(0.5, 1.5, (len(block.scalars), *blocks.shape[:2]))
+    if coding.minima:
+        middle = ((1 << coding.bits) - 1) / 2
+        # Of the K formats minima are subtracted.
+        sizes[1] *= middle if coding.scales == "k" else -middle
 
-    ``rows``: rows interleaved (the width of a vector load). ``scale_bits``: how scales are stored,
-    0 for float weights. ``paired``: groups of the first and second half of the rows alternate, so
-    that one work-item finds gate and up side by side. ``width``: texels in a row of the image.
-    """
+    def fill(factor: float) -> Matrix:
+        for start, size in zip(block.scalars, sizes * factor, strict=True):
+            blocks[..., start : start + 2] = size.astype(np.float16)[..., None].view(np.uint8)
+        return Matrix(dtype, cols, data)
 
-    dtype: str
-    memory: Memory
-    rows: int
-    scale_bits: int = 0
-    paired: bool = False
-    width: int = 0
-
-    def __str__(self) -> str:
-        words = [self.dtype, self.memory, f"r{self.rows}"]
-        if self.scale_bits:
-            words.append(f"s{self.scale_bits}")
-        if self.width:
-            words.append(f"w{self.width}")
-        if self.paired:
-            words.append("paired")
-        return " ".join(words)
-
-    @classmethod
-    def parse(cls, text: str) -> Layout:
-        """Inverse of ``str``. Raises ``ValueError`` for anything else."""
-        dtype, memory, rows, *rest = text.split(" ")
-        numbers = {word[:1]: int(word[1:]) for word in rest if word != "paired"}
-        layout = cls(
-            dtype,
-            "image2d" if memory == "image2d" else "buffer",
-            int(rows[1:]),
-            numbers.get("s", 0),
-            "paired" in rest,
-            numbers.get("w", 0),
-        )
-        if str(layout) != text:
-            raise ValueError(f"not a weight layout: {text!r}")
-        return layout
-
-    @property
-    def element(self) -> str:
-        """NumPy dtype of the physical array that holds the weights or their codes."""
-        if self.dtype in _FLOATS:
-            return np.dtype(_FLOATS[self.dtype]).name
-        if self.memory == "image2d":
-            return "uint32"
-        return "int8" if self.dtype == "q8_0" else "uint8"
-
-    def groups(self, rows: int) -> int:
-        """Row groups after padding; for paired layouts of both halves together."""
-        if self.paired:
-            return 2 * -(-(rows // 2) // self.rows)
-        return -(-rows // self.rows)
-
-    def arguments(self, name: str, rows: int, cols: int) -> tuple[Argument, ...]:
-        """The kernel arguments of a packed weight of ``rows`` x ``cols`` called ``name``."""
-        groups = self.groups(rows)
-        per_row = cols // 2 if self.dtype.startswith("q4") else cols
-        count = groups * per_row * self.rows
-        if self.memory == "buffer":
-            shape: tuple[int, ...] = (count,)
-        else:
-            nbytes = count * (1 if self.scale_bits else np.dtype(self.element).itemsize)
-            texels = -(-nbytes // TEXEL_BYTES[self.element])
-            shape = (-(-texels // self.width), self.width, 4)
-        data = Argument(f"{name}.q", "weight", self.element, shape, self.memory, streams=True)
-        if not self.scale_bits:
-            return (data,)
-        scale_shape = (groups * (cols // BLOCK) * _SCALARS[self.dtype] * self.rows,)
-        scale = Argument(
-            f"{name}.s", "weight", f"float{self.scale_bits}", scale_shape, streams=True
-        )
-        return data, scale
+    return fill(deviation / _deviation(fill(1).slice(0, 64).planes()))
 
 
-def pack(matrix: Matrix, layout: Layout) -> dict[str, Array]:
-    """Physical arrays of ``matrix`` in ``layout``: ``q`` (numbers or codes) and ``s`` (scales).
-
-    Row groups are padded with zeros (codes and scales), which add nothing to a product.
-    """
-    if matrix.dtype != layout.dtype:
-        raise ValueError(f"a {matrix.dtype} matrix can't be packed as {layout}")
-    if not matrix.quantised:
-        return {"q": _place(_interleave(matrix.data, layout), layout)}
-    codes = matrix.codes() if matrix.dtype == "q8_0" else matrix.codes().reshape(matrix.rows, -1)
-    scales = matrix.scales().reshape(matrix.rows, -1)
-    scale_type = np.float16 if layout.scale_bits == 16 else np.float32
-    return {
-        "q": _place(_interleave(codes, layout), layout),
-        "s": _interleave(scales, layout).astype(scale_type, copy=False).reshape(-1),
+def _random_mixed(
+    coding: Coding, rows: int, cols: int, deviation: float, rng: np.random.Generator
+) -> Array:
+    most = 1 << coding.bits
+    blocks = cols // BLOCK
+    codes = rng.integers(0, most, (rows, blocks, BLOCK), dtype=np.uint8)
+    if coding.bits == 8:
+        low, high = codes.view(np.int8).reshape(rows, -1), None
+    else:
+        low, high = join(codes, coding)
+    numbers = {
+        name: rng.uniform(0.5, 1.5, (rows, size)).astype(np.float32)
+        for name, (size, _) in plane_sizes(coding, cols).items()
     }
+    scales, supers = numbers["scales"], numbers.get("supers")
+    factors = scales if supers is None else supers
+    if coding.minima:
+        middle = 0 if coding.bits == 8 else (most - 1) / 2
+        per_scale = coding.halves if supers is None else 1
+        factors.reshape(rows, -1, 2, per_scale)[:, :, 1] *= np.float32(-middle)
+    if supers is not None:
+        scales = (scales * 42).astype(np.int8)
+    planes = Planes(coding, low, high, scales, supers)
+    factors *= np.float32(deviation / _deviation(planes))
+    if coding.scales == "h":
+        planes = Planes(coding, low, high, scales.astype(np.float16), None)
+    return encode_mixed(planes)
 
 
-def _interleave(rows: Array, layout: Layout) -> Array:
-    """``[rows, n]`` to ``[groups, n, R]``: one element of each of R rows side by side."""
-    halves = np.split(rows, 2) if layout.paired else [rows]
-    size, n = layout.rows, rows.shape[1]
-    per_half = -(-halves[0].shape[0] // size)
-    out = np.zeros((per_half, len(halves), n, size), rows.dtype)
-    for h, half in enumerate(halves):
-        full = half.shape[0] // size
-        out[:full, h] = half[: full * size].reshape(full, size, n).transpose(0, 2, 1)
-        if full < per_half:
-            rest = half[full * size :]
-            out[full, h, :, : rest.shape[0]] = rest.T
-    return out.reshape(-1, n, size)
-
-
-def _place(data: Array, layout: Layout) -> Array:
-    """Flat for a buffer; ``(height, width, 4)`` with zeros behind the end for an image."""
-    if layout.memory == "buffer":
-        return data.reshape(-1)
-    flat = data.reshape(-1).view(np.uint32) if layout.scale_bits else data.reshape(-1)
-    per_row = 4 * layout.width
-    height = -(-flat.size // per_row)
-    if flat.size != height * per_row:
-        flat = np.concatenate([flat, np.zeros(height * per_row - flat.size, flat.dtype)])
-    return flat.reshape(height, layout.width, 4)
+def _deviation(planes: Planes) -> float:
+    return float(planes.dequantise().std()) or 1.0

@@ -4,49 +4,78 @@
 //   A token id outside the vocabulary yields zeros; the host checks ids before they get here.
 #include "weights.clh"
 
-static inline float weight_at(WEIGHT_ARGS(w), const size_t row, const int k) {
-  const size_t g = row / R;
-  const int r = row % R;
-#ifdef FLOATS
 #ifdef IMAGE
-  const size_t at = (g * K + k) * R + r;
+// Byte i of an image of bytes.
+static inline uint byte_at(__read_only image2d_t p, const size_t i) {
+  uint texel[4];
+  vstore4(read_imageui(p, TEXEL(i / 16)), 0, texel);
+  return texel[i % 16 / 4] >> (8 * (i % 4)) & 255;
+}
+#else
+#define byte_at(p, i) ((uint)(uchar)(p)[i])
+#endif
+
+#ifdef FLOATS
+static inline float weight_at(WEIGHT_ARGS(w), const size_t row, const int k) {
+  const size_t at = (row / R * K + k) * R + row % R;
+#ifdef BFLOAT
+#ifdef IMAGE
+  return as_float(byte_at(w_q, 2 * at) << 16 | byte_at(w_q, 2 * at + 1) << 24);
+#else
+  return as_float((uint)w_q[at] << 16);
+#endif
+#elif defined(IMAGE)
   float texel[4];
   vstore4(read_imagef(w_q, TEXEL(at / 4)), 0, texel);
   return texel[at % 4];
-#elif defined(DTYPE_F16)
-  return vload_half((g * K + k) * R + r, w_q);
+#elif FLOATS == 16
+  return vload_half(at, w_q);
 #else
-  return w_q[(g * K + k) * R + r];
-#endif
-#else
-  const int b = k / 32;
-  const int j = k % 32;
-#ifdef NIBBLES
-  const size_t at = ((g * BLOCKS + b) * 16 + j % 16) * R + r;
-#else
-  const size_t at = (g * K + k) * R + r;
-#endif
-#ifdef IMAGE
-  uint texel[4];
-  vstore4(read_imageui(w_q, TEXEL(at / 16)), 0, texel);
-  const uchar byte = (uchar)(texel[at % 16 / 4] >> (8 * (at % 4)));
-#else
-  const uchar byte = (uchar)w_q[at];
-#endif
-  const size_t s = (g * BLOCKS + b) * SCALARS * R + r;
-  const float d = SCALE_AT(w_s, s);
-#ifdef DTYPE_Q8_0
-  return (float)(char)byte * d;
-#else
-  const float code = (float)(j < 16 ? byte & 15 : byte >> 4);
-#ifdef DTYPE_Q4_1
-  return code * d + SCALE_AT(w_s, s + R);
-#else
-  return (code - 8.0f) * d;
-#endif
-#endif
+  return w_q[at];
 #endif
 }
+#else
+// Scale (which = 0) or minimum (1) of one row.
+static inline float scale_at(WEIGHT_ARGS(w), const size_t row, const int b, const int which,
+                             const int h) {
+  const size_t g = row / R;
+  const size_t at = (SCALE_PLACE(g, b, which, h)) * R + row % R;
+#if SCALE == 16
+  return vload_half(at, w_s);
+#elif SCALE == 32
+  return w_s[at];
+#else
+  return (float)w_s[at] * w_d[(SUPER_PLACE(g, b, which)) * R + row % R];
+#endif
+}
+
+static inline float weight_at(WEIGHT_ARGS(w), const size_t row, const int k) {
+  const size_t g = row / R;
+  const int r = row % R;
+  const int b = k / 32;
+  const int j = k % 16;
+  const int upper = k % 32 / 16;
+#if BITS == 8
+  const int code = (char)byte_at(w_q, (g * K + k) * R + r);
+#else
+  int code = byte_at(w_q, ((g * BLOCKS + b) * 16 + j) * R + r) >> (4 * upper) & 15;
+#ifdef HIGH
+  const uint plane = byte_at(w_h, ((g * BLOCKS + b) * (16 / PER) + j / PER) * R + r);
+  code |= (plane >> (4 * upper + HIGH * (j % PER)) & HIGH_MASK) << 4;
+#endif
+#endif
+#ifdef ZERO
+  code -= ZERO;
+#endif
+  const int h = HALVES == 2 ? upper : 0;
+  const float value = (float)code * scale_at(WEIGHT(w), row, b, 0, h);
+#ifdef MINIMA
+  return value + scale_at(WEIGHT(w), row, b, 1, h);
+#else
+  return value;
+#endif
+}
+#endif
 
 __kernel __attribute__((reqd_work_group_size(LX, 1, 1)))
 void embedding(WEIGHT_ARGS(w), __global const int *restrict tokens, __global float *restrict y) {

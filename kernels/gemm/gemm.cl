@@ -38,26 +38,34 @@ void gemm(__global const int *restrict state, WEIGHT_ARGS(w), __global const flo
         FOR_TOKENS acc[i][t] += v * row[t][j];
       }
 #else
-      const VR d = block_scales(WEIGHT(w), g, b, 0);
-#ifdef NIBBLES
-#ifdef DTYPE_Q4_1
-      const VR low = block_scales(WEIGHT(w), g, b, 1);
+      VR d[HALVES];
+#pragma unroll
+      for (int h = 0; h < HALVES; h++) d[h] = block_scales(WEIGHT(w), g, b, 0, h);
+#ifdef OFFSETS
+      VR least[HALVES];
+#pragma unroll
+#ifdef MINIMA
+      for (int h = 0; h < HALVES; h++) least[h] = block_scales(WEIGHT(w), g, b, 1, h);
 #else
-      const VR low = d * -8.0f;
+      for (int h = 0; h < HALVES; h++) least[h] = d[h] * -(float)(ZERO);
+#endif
+#endif
+#ifdef HIGH
+#pragma unroll PER
 #endif
       for (int j = 0; j < 16; j++) {
-        const UCHARS pair = nibble_pair(WEIGHT(w), g, b, j);
-        const VR v0 = TO_FLOAT(pair & (UCHARS)(15)) * d + low;
-        const VR v1 = TO_FLOAT(pair >> (UCHARS)(4)) * d + low;
+        VR v0, v1;
+        code_pair(WEIGHT(w), g, b, j, &v0, &v1);
+#ifdef OFFSETS
+        v0 = v0 * d[0] + least[0];
+        v1 = v1 * d[HALVES - 1] + least[HALVES - 1];
+#else
+        v0 *= d[0];
+        v1 *= d[HALVES - 1];
+#endif
         FOR_TOKENS acc[i][t] += v0 * row[t][k + j];
         FOR_TOKENS acc[i][t] += v1 * row[t][k + j + 16];
       }
-#else
-      for (int j = k; j < k + 32; j++) {
-        const VR v = code_column(WEIGHT(w), g, j) * d;
-        FOR_TOKENS acc[i][t] += v * row[t][j];
-      }
-#endif
 #endif
     }
   }

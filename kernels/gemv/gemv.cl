@@ -20,52 +20,67 @@
 
 #define ACC (G * P)
 
-// acc += block b of row group g times x.
-static inline VR add_block(VR acc, WEIGHT_ARGS(w), X x, const size_t g, const int b,
-                           const float xsum) {
-  const int k = 32 * b;
+// acc += block b of row group g times x, whose sums over the block's halves are given.
 #ifdef FLOATS
+static inline VR add_block(VR acc, WEIGHT_ARGS(w), X x, const size_t g, const int b) {
+  const int k = 32 * b;
   const int end = min(32, K - k);
 #pragma unroll U
   for (int j = 0; j < end; j++) acc += float_column(WEIGHT(w), g, k + j) * x[k + j];
   return acc;
+}
+#define ADD_BLOCK(acc, g, b) add_block(acc, WEIGHT(w), x, g, b)
 #else
-  VR sum = (VR)(0.0f);
-#ifdef NIBBLES
+static inline VR add_block(VR acc, WEIGHT_ARGS(w), X x, const size_t g, const int b,
+                           const float *xsum) {
+  VR sum[HALVES];
+#pragma unroll
+  for (int h = 0; h < HALVES; h++) sum[h] = (VR)(0.0f);
 #pragma unroll U
   for (int j = 0; j < 16; j++) {
-    const UCHARS pair = nibble_pair(WEIGHT(w), g, b, j);
-    sum += TO_FLOAT(pair & (UCHARS)(15)) * x[k + j];
-    sum += TO_FLOAT(pair >> (UCHARS)(4)) * x[k + j + 16];
+    VR low, high;
+    code_pair(WEIGHT(w), g, b, j, &low, &high);
+    sum[0] += low * x[32 * b + j];
+    sum[HALVES - 1] += high * x[32 * b + j + 16];
   }
-#else
-#pragma unroll U
-  for (int j = 0; j < 32; j++) sum += code_column(WEIGHT(w), g, k + j) * x[k + j];
+#pragma unroll
+  for (int h = 0; h < HALVES; h++) {
+    const VR d = block_scales(WEIGHT(w), g, b, 0, h);
+#ifdef ZERO
+    sum[h] -= (VR)(ZERO * xsum[h]);
 #endif
-  const VR d = block_scales(WEIGHT(w), g, b, 0);
-#ifdef DTYPE_Q4_0
-  sum -= (VR)(8.0f * xsum);
+    acc += sum[h] * d;
+#ifdef MINIMA
+    acc += block_scales(WEIGHT(w), g, b, 1, h) * xsum[h];
 #endif
-  acc += sum * d;
-#ifdef DTYPE_Q4_1
-  acc += block_scales(WEIGHT(w), g, b, 1) * xsum;
-#endif
+  }
   return acc;
-#endif
+}
+#define ADD_BLOCK(acc, g, b) add_block(acc, WEIGHT(w), x, g, b, xsum)
+
+// Of columns 16 * half_block to 16 * half_block + 15, by eights.
+static inline float8 pair_sums(X x, const int half_block) {
+  return X_ALIGNED(float8, 2 * half_block, x) + X_ALIGNED(float8, 2 * half_block + 1, x);
 }
 
-static inline float block_sum(X x, const int b) {
-#ifdef NIBBLES
-  // Eight at a time: a simulator that the tests run in takes the halves of a float16 for unset.
-  const float8 s8 = (X_ALIGNED(float8, 4 * b, x) + X_ALIGNED(float8, 4 * b + 1, x)) +
-                    (X_ALIGNED(float8, 4 * b + 2, x) + X_ALIGNED(float8, 4 * b + 3, x));
+// Eight at a time: a simulator that the tests run in takes the halves of a float16 for unset.
+static inline float across(const float8 s8) {
   const float4 s4 = s8.lo + s8.hi;
   const float2 s2 = s4.lo + s4.hi;
   return s2.x + s2.y;
+}
+
+static inline void block_sums(X x, const int b, float *xsum) {
+#ifndef OFFSETS
+  xsum[0] = xsum[HALVES - 1] = 0.0f;
+#elif HALVES == 1
+  xsum[0] = across(pair_sums(x, 2 * b) + pair_sums(x, 2 * b + 1));
 #else
-  return 0.0f;
+  xsum[0] = across(pair_sums(x, 2 * b));
+  xsum[1] = across(pair_sums(x, 2 * b + 1));
 #endif
 }
+#endif
 
 __kernel __attribute__((reqd_work_group_size(LX, KS, 1)))
 void gemv(STATE_ARG WEIGHT_ARGS(w), __global const float *restrict in, NORM_ARG BIAS_ARG
@@ -84,11 +99,14 @@ void gemv(STATE_ARG WEIGHT_ARGS(w), __global const float *restrict in, NORM_ARG 
 #pragma unroll
   for (int i = 0; i < ACC; i++) acc[i] = (VR)(0.0f);
   for (int b = part; b < BLOCKS; b += KS) {
-    const float xsum = block_sum(x, b);
+#ifdef BITS
+    float xsum[HALVES];
+    block_sums(x, b, xsum);
+#endif
 #pragma unroll
     for (int i = 0; i < ACC; i++) {
       const size_t g = (size_t)tile * ACC + i;
-      if (g < OUT_GROUPS * P) acc[i] = add_block(acc[i], WEIGHT(w), x, g, b, xsum);
+      if (g < OUT_GROUPS * P) acc[i] = ADD_BLOCK(acc[i], g, b);
     }
   }
 #if KS > 1

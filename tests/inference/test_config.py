@@ -62,7 +62,8 @@ def test_defaults_where_the_file_is_silent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", SUPPORTED_TYPES)
 def test_every_supported_type_loads(tmp_path: Path, dtype: str) -> None:
-    assert config(tmp_path, dtype=dtype).vocab == 515
+    sizes = {"hidden": 256, "intermediate": 256, "head_dim": 128}  # blocks of up to 256
+    assert config(tmp_path, dtype=dtype, **sizes).vocab == 515
 
 
 def test_rotary_factors_and_scaling(tmp_path: Path) -> None:
@@ -193,9 +194,9 @@ def test_a_bias_that_nobody_would_add_is_refused(tmp_path: Path) -> None:
 
 def test_unsupported_weight_type_is_named(tmp_path: Path) -> None:
     def dtype(name: str) -> str:
-        return "q5_0" if name == "blk.1.ffn_up.weight" else "q4_0"
+        return "mxfp4" if name == "blk.1.ffn_up.weight" else "q4_0"
 
-    with pytest.raises(UnsupportedModel, match=r"type q5_0 of tensor blk\.1\.ffn_up\.weight"):
+    with pytest.raises(UnsupportedModel, match=r"type mxfp4 of tensor blk\.1\.ffn_up\.weight"):
         config(tmp_path, dtype=dtype)
 
 

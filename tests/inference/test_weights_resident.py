@@ -16,8 +16,8 @@ from clkiln.inference.gguf import GGUFFile
 from clkiln.inference.resident import ResidentWeights
 from clkiln.inference.weights import Weights
 from clkiln.kernels import SPECS
+from clkiln.kernels.layout import Layout, pack
 from clkiln.kernels.types import Workload
-from clkiln.kernels.weights import Layout, pack
 from clkiln.runtime.context import Context
 
 NAMES = [
@@ -140,7 +140,7 @@ def test_what_lies_on_the_device_is_what_was_packed(name: str) -> None:
                 layout = Layout.parse(resident.layouts[weight])
                 for part, array in pack(own.matrix(weight), layout).items():
                     tensor = resident.part(weight, part)
-                    assert tensor.memory == (layout.memory if part == "q" else "buffer")
+                    assert tensor.memory == layout.memory_of(part)
                     assert tensor.read().tobytes() == array.tobytes()
 
 

@@ -11,8 +11,8 @@ from clk_cases import any_of
 from clk_pocl import find_pocl
 from clkiln.harness.operation import Operation, label_of
 from clkiln.kernels import SPECS
+from clkiln.kernels.coding import coding_of
 from clkiln.kernels.types import Config, Workload
-from clkiln.kernels.weights import BLOCK_BYTES
 from clkiln.runtime.context import Context
 from clkiln.runtime.program import ProgramLoader
 
@@ -27,8 +27,10 @@ def loader(request: pytest.FixtureRequest) -> Iterator[ProgramLoader]:
 
 def fused(rng: np.random.Generator) -> Workload:
     """A random workload with a norm, heads, or both; sizes that divide nothing evenly."""
-    dtype = str(rng.choice(["f32", "f16", "q8_0", "q4_0", "q4_1"]))
-    k = 32 * int(rng.integers(1, 7)) if dtype in BLOCK_BYTES else int(rng.integers(1, 200))
+    dtype = str(rng.choice(["f32", "f16", "q8_0", "q4_0", "q4_1", "q6_k", "mix5mg32f"]))
+    coding = coding_of(dtype)
+    step = coding.columns if coding else 1
+    k = step * int(rng.integers(1, max(200 // step, 2) + 1))
     items: dict[str, int | str] = {"w": dtype, "k": k, "bias": str(rng.choice(["yes", "no"]))}
     with_heads = bool(rng.integers(2))
     if with_heads:

@@ -11,16 +11,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from clk_cases import sample
+from clk_cases import DTYPES_OF_MIXTURES, sample
 from clk_pocl import find_pocl
 from clkiln.harness.operation import Operation, label_of
 from clkiln.kernels import SPECS
+from clkiln.kernels.coding import coding_of
 from clkiln.kernels.types import Config, Workload
-from clkiln.kernels.weights import BLOCK_BYTES, DTYPES
+from clkiln.kernels.weights import DTYPES
 from clkiln.runtime.context import Context
 from clkiln.runtime.program import ProgramLoader
 
 FUSIONS = ("none", "add", "swiglu")
+CODINGS = (*DTYPES, *DTYPES_OF_MIXTURES)
 
 
 @pytest.fixture(scope="module", params=["pip", "debian"])
@@ -31,8 +33,9 @@ def loader(request: pytest.FixtureRequest) -> Iterator[ProgramLoader]:
 
 def random_workload(op: str, dtype: str, fuse: str, rng: np.random.Generator) -> Workload:
     """Sizes that divide nothing, one row and one column among them."""
-    step = 32 if dtype in BLOCK_BYTES else 1
-    n, k = int(rng.integers(1, 150)), step * int(rng.integers(1, 200 // step + 1))
+    coding = coding_of(dtype)
+    step = coding.columns if coding else 1
+    n, k = int(rng.integers(1, 150)), step * int(rng.integers(1, max(200 // step, 2) + 1))
     if op == "embedding":
         return Workload.of(op, k=k, m=int(rng.integers(1, 9)), n=n, w=dtype)
     bias = "yes" if rng.integers(2) else "no"
@@ -62,20 +65,28 @@ def pick(workload: Workload, loader: ProgramLoader, kind: str, seed: int) -> Con
     return of_kind[seed % len(of_kind)]
 
 
-@pytest.mark.parametrize("fuse", FUSIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", ["gemv", "gemm"])
+def some_and_rest() -> Iterator[object]:
+    """Each operation and coding with one fusion, by turns; those with the other two are long."""
+    for i, dtype in enumerate(CODINGS):
+        for op in ("gemv", "gemm"):
+            for j, fuse in enumerate(FUSIONS):
+                usual = (i + (op == "gemm")) % len(FUSIONS) == j
+                marks = () if usual else (pytest.mark.long,)
+                yield pytest.param(op, dtype, fuse, marks=marks, id=f"{op}-{dtype}-{fuse}")
+
+
+@pytest.mark.parametrize(("op", "dtype", "fuse"), [*some_and_rest()])
 def test_linear(loader: ProgramLoader, op: str, dtype: str, fuse: str) -> None:
     """What is a buffer on one of the two devices is an image on the other."""
-    seed = 6 * DTYPES.index(dtype) + 2 * FUSIONS.index(fuse) + (op == "gemm")
-    odd = sum((DTYPES.index(dtype), FUSIONS.index(fuse), op == "gemm", on_debians(loader))) % 2
+    seed = 6 * CODINGS.index(dtype) + 2 * FUSIONS.index(fuse) + (op == "gemm")
+    odd = sum((CODINGS.index(dtype), FUSIONS.index(fuse), op == "gemm", on_debians(loader))) % 2
     workload = random_workload(op, dtype, fuse, np.random.default_rng(seed))
     verify(loader, workload, pick(workload, loader, "image" if odd else "buffer", seed), seed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", CODINGS)
 def test_embedding(loader: ProgramLoader, dtype: str) -> None:
-    seed = DTYPES.index(dtype)
+    seed = CODINGS.index(dtype)
     workload = random_workload("embedding", dtype, "none", np.random.default_rng(seed))
     kind = "image" if (seed + on_debians(loader)) % 2 else "buffer"
     verify(loader, workload, pick(workload, loader, kind, seed), seed)

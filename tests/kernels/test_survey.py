@@ -80,7 +80,7 @@ def test_reasons_are_grouped_by_their_words(parts: list[tuple[str, int, int]]) -
         ("gemv foo", "write it like"),
         ("gemv bias=no fuse=none k=0 n=4 w=q4_0", "k=0 is no size"),
         ("gemv bias=no fuse=none k=x n=4 w=q4_0", "k=x is no size"),
-        ("gemv bias=no fuse=none k=32 n=4 w=q9_9", "w=q9_9 is none of"),
+        ("gemv bias=no fuse=none k=32 n=4 w=q9_9", "no weight dtype 'q9_9'"),
         (f"gemv bias=no fuse=none k={10**30} n=4 w=q4_0", "is no size"),
     ],
 )

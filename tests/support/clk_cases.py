@@ -6,6 +6,9 @@ import numpy as np
 
 from clkiln.kernels.types import Config, DeviceLimits, KernelSpec, Workload
 
+#: Stacked parts: of each form of scales, with a zero, minima, and codes of every width.
+DTYPES_OF_MIXTURES = ("mix8g32h", "mix6mg16k", "mix5z16g16f", "mix8mg16f", "mix4mg32f")
+
 #: Workloads for a simulator that does about 100,000 multiply-adds a second, by operation. Sizes
 #: divide nothing evenly, and every dtype and flag that changes a kernel's source occurs.
 TINY: dict[str, tuple[str, ...]] = {
@@ -20,7 +23,12 @@ TINY: dict[str, tuple[str, ...]] = {
         "attention_prefill ctx=11 head_dim=12 heads=2 kv=f32 kv_heads=2 m=11",
     ),
     "embedding": tuple(
-        f"embedding k=64 m=2 n=37 w={dtype}" for dtype in ("f32", "f16", "q8_0", "q4_0", "q4_1")
+        f"embedding k={k} m=2 n=37 w={dtype}"
+        for k, codings in (
+            (64, ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "mix8mg16f")),
+            (256, ("q4_k", "q6_k")),
+        )
+        for dtype in codings
     ),
     "gemm": (
         "gemm bias=no fuse=none k=64 m=5 n=19 w=f32",
@@ -30,6 +38,11 @@ TINY: dict[str, tuple[str, ...]] = {
         "gemm bias=yes fuse=swiglu k=64 m=5 n=19 w=q4_0",
         "gemm bias=yes fuse=add k=64 m=5 n=19 w=f32",
         "gemm bias=yes fuse=none k=96 m=5 n=19 w=q4_1",
+        "gemm bias=no fuse=none k=64 m=3 n=19 w=bf16",
+        "gemm bias=no fuse=none k=64 m=3 n=19 w=q5_0",
+        "gemm bias=no fuse=none k=64 m=3 n=19 w=mix8mg16f",
+        "gemm bias=no fuse=none k=256 m=3 n=19 w=q4_k",
+        "gemm bias=no fuse=none k=256 m=3 n=19 w=q6_k",
     ),
     "gemv": (
         "gemv bias=no fuse=none k=96 n=37 w=f32",
@@ -39,6 +52,11 @@ TINY: dict[str, tuple[str, ...]] = {
         "gemv bias=yes fuse=swiglu k=96 n=37 w=q4_0",
         "gemv bias=yes fuse=add k=96 n=37 w=f32",
         "gemv bias=yes fuse=none k=96 n=37 w=q4_1",
+        "gemv bias=no fuse=none k=64 n=19 w=bf16",
+        "gemv bias=no fuse=none k=64 n=19 w=q5_0",
+        "gemv bias=no fuse=none k=64 n=19 w=mix8mg16f",
+        "gemv bias=no fuse=none k=256 n=19 w=q4_k",
+        "gemv bias=no fuse=none k=256 n=19 w=q6_k",
         "gemv bias=no eps=1e-05 fuse=swiglu k=96 n=37 norm=yes w=q4_1",
         "gemv bias=yes eps=1e-05 fuse=none k=43 n=19 norm=yes w=f32",
         "gemv bias=no eps=1e-05 fuse=qkv head_dim=12 heads=4 k=64 kv=f32 kv_heads=2 n=96 norm=yes"

@@ -97,7 +97,7 @@ FORMATS: dict[str, str | Callable[[str], str]] = {
 #: Every architecture and every format at least once, as ``architecture/format``.
 MODELS = (
     "llama2/q4_0", "llama3/q8_0", "llama biases/mixed", "smollm2/q4_1", "qwen1.5/f16",
-    "qwen2/q4_0", "qwen2.5/q4_1", "qwen2.5 yarn/q8_0", "qwen3/f32",
+    "qwen2/q4_k_m narrow", "qwen2.5/q4_k_m", "qwen2.5 yarn/iq4_nl", "qwen3/f32",
 )  # fmt: skip
 
 
