@@ -116,7 +116,10 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     text = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, ClkilnError):
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        # What the system says of a file is clear in itself.
+        text = f"{error.filename}: {error.strerror}"
+    elif not isinstance(error, ClkilnError):
         text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
     click.echo(f"error: {text}", err=True)
     return code

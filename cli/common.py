@@ -6,12 +6,12 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from . import completers
+from .values import FilePath, Text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,12 +41,13 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "device": click.option(
         "--device",
         metavar="DEVICE",
+        type=Text(),
         shell_complete=completers.devices,
         help="Index, part of the name, PLATFORM:NAME, gpu or cpu (see clkiln devices).",
     ),
     "cache": click.option(
         "--cache",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=FilePath(),
         help="Cache file to use instead of the device's own.",
     ),
     "json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -60,8 +61,13 @@ class Conversation:
         with ``force``, else :class:`UsageError`. What is there is replaced at once or not at all.
         Raises :class:`ClkilnError` if it cannot be written.
         """
+        if "\0" in str(path):
+            raise UsageError(f"no file can be called {str(path)!r}")
         target = Path(os.path.realpath(path))
-        exists = target.exists()
+        # os.path's: a name that is too long does not exist, and is refused below.
+        exists = os.path.exists(target)
+        if exists and not os.path.isfile(target):
+            raise UsageError(f"{path} is no file: name another one")
         if exists and not force and target not in self._own_files:
             raise UsageError(f"{path} exists: /save --force {path} replaces it")
         draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -73,10 +79,11 @@ class Conversation:
                 os.fsync(file.fileno())
             os.replace(draft, target)
         except BaseException as error:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
             if not isinstance(error, OSError):
                 raise
-            reason = error.strerror or error
+            reason = error.strerror
             raise ClkilnError(f"cannot save the conversation to {path}: {reason}") from error
         self._own_files.add(target)
         return exists

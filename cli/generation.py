@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from .common import OPTIONS
+from .values import Number, Text
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Number(click.FloatRange):
-    """A finite number; FloatRange alone lets ``nan`` through."""
-
-    name = "number"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
-        return number
-
-
-class Text(click.types.StringParamType):
-    """A text that is not empty."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not value:
-            self.fail("it is empty.", param, ctx)
-        return str(super().convert(value, param, ctx))
 
 
 def _gathered(name: str, *options: Callable[[Any], Any]) -> Callable[[F], F]:

@@ -10,11 +10,12 @@ import click
 from ..errors import CacheError
 from .common import note, print_json, shared
 from .completers import operations
+from .values import FilePath
 
 
 @click.command("report")
-@click.argument("cachefiles", nargs=-1, metavar="[CACHEFILE]...", type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path),
+@click.argument("cachefiles", nargs=-1, metavar="[CACHEFILE]...", type=FilePath())
+@click.option("--html", type=FilePath(),
               help="Write one self-contained page.")  # fmt: skip
 @click.option("--kernel", metavar="NAME", shell_complete=operations, help="Only this operation.")
 @shared("device", "cache", "json")

@@ -11,6 +11,7 @@ import click
 from ..errors import UsageError
 from .common import note, print_json, rate, shared, warn
 from .completers import models, operations
+from .values import FilePath
 
 if TYPE_CHECKING:
     from ..api import TuneSummary
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Search again what is done already.")
 @click.option("--dry-run", is_flag=True, help="Say what would be searched, and how long.")
 @click.option(
-    "--simulate", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+    "--simulate", metavar="FILE", type=FilePath(),
     help="Search a recorded space instead, without a device: a Kernel Tuner cache file or T4 "
     "results.",
 )  # fmt: skip
 @click.option(
     "--export", nargs=2, metavar="t4 FILE",
-    type=(click.Choice(["t4"]), click.Path(dir_okay=False, path_type=Path)),
+    type=(click.Choice(["t4"]), FilePath()),
     help="Write the trials on file as T4 results instead.",
 )  # fmt: skip
 @shared("quantize", "device", "cache", "variant", "json")

@@ -370,7 +370,8 @@ def parse_size(text: str, what: str) -> int:
     size = 0
     if match:
         power = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
-        size = int(float(match[1]) * 1024**power)
+        # A number beyond all bounds is beyond all memory, too.
+        size = int(min(float(match[1]), 2.0**64) * 1024**power)
     if size <= 0:
         raise UsageError(f"{what}: {text!r} is no size; write bytes, or for example 512M or 2G")
     return size

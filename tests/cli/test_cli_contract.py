@@ -152,7 +152,7 @@ def damaged(folder: Path, what: str) -> tuple[object, str]:
     if what == "unknown":
         return "smollm3", "did you mean smollm2-135m"
     if what == "directory":
-        return folder, "not a file"
+        return folder, "is no model directory"
     if what == "architecture":
         return clk_engine.variation(
             path, architecture="gemma3"

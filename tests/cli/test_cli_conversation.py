@@ -102,8 +102,14 @@ def test_what_cannot_be_saved_changes_nothing(
         some().save(path, force=True)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-    for nowhere in (tmp_path / "no" / "folder.json", tmp_path):
-        with pytest.raises(ClkilnError, match="cannot save"):
+    for nowhere, problem in (
+        (tmp_path / "no" / "folder.json", "No such file"),
+        (tmp_path / ("x" * 300), "too long"),
+        (tmp_path, "is no file"),
+        (Path("/dev/null"), "is no file"),
+        (Path("a\0b"), "no file can be called"),
+    ):
+        with pytest.raises(ClkilnError, match=problem):
             some().save(nowhere, force=True)
 
 
