@@ -113,7 +113,7 @@ def _scaled(
             blocks[..., start : start + 2] = size.astype(np.float16)[..., None].view(np.uint8)
         return Matrix(dtype, cols, data)
 
-    return fill(deviation / _deviation(fill(1).slice(0, 64).planes()))
+    return fill(deviation / _deviation(fill(1)))
 
 
 def _random_mixed(
@@ -129,6 +129,7 @@ def _random_mixed(
     numbers = {
         name: rng.uniform(0.5, 1.5, (rows, size)).astype(np.float32)
         for name, (size, _) in plane_sizes(coding, cols).items()
+        if name in ("scales", "supers")
     }
     scales, supers = numbers["scales"], numbers.get("supers")
     factors = scales if supers is None else supers
@@ -138,12 +139,15 @@ def _random_mixed(
         factors.reshape(rows, -1, 2, per_scale)[:, :, 1] *= np.float32(-middle)
     if supers is not None:
         scales = (scales * 42).astype(np.int8)
-    planes = Planes(coding, low, high, scales, supers)
-    factors *= np.float32(deviation / _deviation(planes))
-    if coding.scales == "h":
-        planes = Planes(coding, low, high, scales.astype(np.float16), None)
-    return encode_mixed(planes)
+
+    def encoded() -> Array:
+        kept = scales.astype(np.float16) if coding.scales == "h" else scales
+        return encode_mixed(Planes(coding, low, high, kept, supers))
+
+    factors *= np.float32(deviation / _deviation(Matrix(coding.mixed, cols, encoded())))
+    return encoded()
 
 
-def _deviation(planes: Planes) -> float:
-    return float(planes.dequantise().std()) or 1.0
+def _deviation(matrix: Matrix) -> float:
+    """Standard deviation of some of a matrix's weights."""
+    return float(matrix.slice(0, 64).dequantise().std()) or 1.0

@@ -103,3 +103,8 @@ def test_nonsense_in_a_workload_is_no_crash(text: str) -> None:
         survey(parse_workload(text), LIMITS[2])
     except UsageError as error:
         assert text.split()[0] in str(error) and "\n" not in str(error)
+
+
+def test_stacked_parts_of_several_formats_have_workloads_too() -> None:
+    workload = parse_workload("gemv bias=no fuse=none k=256 n=4 w=mix6mg16k")
+    assert all(found.parameters["S"] == (8, 32) for found in survey(workload))
