@@ -8,9 +8,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from clk_docs import Reader, blocks, commands_on_path
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Pages whose commands need nothing but a model, in the order in which people read them.
+PAGES = ("README.md", "docs/getting-started.md", "docs/tuning-guide.md", "docs/cache.md")
 
 
 def test_a_kernel_is_added_as_the_page_says(tmp_path: Path) -> None:
@@ -57,3 +61,38 @@ def strings(tree: ast.AST) -> Iterator[str]:
 def says(text: str, heading: str) -> bool:
     pieces = (re.escape(piece.strip()) for piece in heading.split("…"))
     return re.search(".*".join(pieces), text, re.DOTALL) is not None
+
+
+@pytest.fixture(scope="module")
+def reader(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    """Somebody with an empty folder, a model that was pulled, and little time to tune."""
+    folder = tmp_path_factory.mktemp("reader")
+    models = folder / "models"
+    models.mkdir()
+    (models / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(model_file)
+    (folder / "pocl").mkdir()
+    environment = commands_on_path(
+        folder,
+        CLKILN_CACHE_DIR=str(folder / "cache"),
+        CLKILN_MODELS_DIR=str(models),
+        POCL_CACHE_DIR=str(folder / "pocl"),
+        CLKILN_TUNE_OPTIONS="--budget 6s",
+        CLKILN_MEMORY_BUDGET="2G",
+    )
+    return Reader(folder, environment)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_do_what_the_page_says(page: str, reader: Reader) -> None:
+    """In the order of the pages: what one tuned, the next one uses."""
+    found = list(blocks(ROOT / page))
+    assert found
+    for block in found:
+        reader.follow(block)
+
+
+def test_every_page_is_followed() -> None:
+    """A command in a page that nobody runs is one that nobody keeps true."""
+    pages = {str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")} | {"README.md"}
+    with_commands = {p for p in pages if list(blocks(ROOT / p))}
+    assert with_commands == {*PAGES, "docs/adding-a-kernel.md"}
