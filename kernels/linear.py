@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class WeightSpec(KernelSpec):
     variant only).
     """
 
-    variants = (
+    variants: ClassVar[tuple[Variant, ...]] = (
         Variant("buffer", "buffer"),
         Variant("image", "image", frozenset({"images"})),
     )

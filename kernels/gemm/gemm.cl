@@ -1,11 +1,19 @@
+// Linear layer for many tokens, in two ways: TILED through local memory, else from registers.
+#ifdef TILED
+#define E 4
+#endif
+#include "weights.clh"
+#include "epilogue.clh"
+
+#ifdef TILED
+#include "gemm/tiled.clh"
+#else
 // y[m, N] = x[m, K] W[N, K]^T for many tokens. A work-item owns TM tokens and TN row groups of R
 // rows (pairs of groups with SWIGLU): each weight is decoded once for TM tokens. Token tiles are the
 // fast dimension of the grid, so that one panel of W stays in the cache while all tokens meet it.
 //
 //   N rows   LX token tiles, LY row tiles to a work-group   BIAS, ADD, SWIGLU as in epilogue.clh
 //   state[1] = m, the number of tokens
-#include "weights.clh"
-#include "epilogue.clh"
 
 #define ACC (TN * P)
 
@@ -81,3 +89,4 @@ void gemm(__global const int *restrict state, WEIGHT_ARGS(w), __global const flo
     }
   }
 }
+#endif

@@ -10,6 +10,9 @@ import numpy as np
 from ..linear import LinearSpec
 from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
 
+#: The variant that goes through local memory.
+TILED = "tiled"
+
 
 class GemmSpec(LinearSpec):
     """Workload ``gemm bias fuse k m n w``; ``m`` is the largest number of tokens in a step.
@@ -18,8 +21,12 @@ class GemmSpec(LinearSpec):
     :class:`~clkiln.kernels.linear.LinearSpec`.
 
     Parameters beside those of the layout: ``TM`` tokens and ``TN`` row groups to a work-item,
-    ``LX`` token tiles and ``LY`` row tiles to a work-group.
+    ``LX`` token tiles and ``LY`` row tiles to a work-group. The variant ``tiled`` shares tokens and
+    decoded weights through local memory: ``TM`` tokens and ``TN`` rows to a work-item, ``LN``
+    work-items along the rows and ``LM`` along the tokens.
     """
+
+    variants = (*LinearSpec.variants, Variant(TILED, "buffer"))
 
     op = "gemm"
     file = "gemm/gemm.cl"
@@ -29,6 +36,10 @@ class GemmSpec(LinearSpec):
         return workload.size("m")
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
+        if variant.name == TILED:
+            tile: dict[str, tuple[Value, ...]] = {"TM": (4, 8), "TN": (4, 8)}
+            tile |= {"LN": (4, 8, 16, 32), "LM": (2, 4, 8, 16)}
+            return self.layout_parameters(workload, variant) | tile
         return {
             **self.layout_parameters(workload, variant),
             "TM": (1, 2, 4, 6, 8, 12),
@@ -38,6 +49,8 @@ class GemmSpec(LinearSpec):
         }
 
     def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
+        if config.variant == TILED:
+            return self._tile_constraint(workload, config, limits)
         pair = 2 if self.paired(workload) else 1
         registers = config["TM"] * config["TN"] * pair * config["R"]
         if registers > 512:
@@ -53,6 +66,31 @@ class GemmSpec(LinearSpec):
             return f"LY {config['LY']} for {n_tiles} row tiles"
         return None
 
+    def _tile_constraint(
+        self, workload: Workload, config: Config, limits: DeviceLimits
+    ) -> str | None:
+        if limits.type == "cpu":
+            return "local memory of a CPU is a detour: it is memory like any other"
+        items = config["LN"] * config["LM"]
+        if items > 256:
+            return f"work-group {items} > 256 work-items"
+        if config["LN"] * config["TN"] % config["R"]:
+            return f"a tile of {config['LN'] * config['TN']} rows in groups of {config['R']}"
+        if config["LM"] > 2 and config["LM"] * config["TM"] >= 2 * workload.size("m"):
+            return f"LM {config['LM']} for {workload.size('m')} tokens"
+        return None
+
+    def _tile(self, config: Config) -> tuple[int, int]:
+        """Rows and tokens of a work-group of the tiled variant."""
+        return config["LN"] * config["TN"], config["LM"] * config["TM"]
+
+    def local_memory(self, workload: Workload, config: Config) -> int:
+        if config.variant != TILED:
+            return 0
+        rows, tokens = self._tile(config)
+        pair = 2 if self.paired(workload) else 1
+        return 4 * 32 * (rows * pair + 4 + tokens + 4)
+
     def _tiles(self, workload: Workload, config: Config) -> tuple[int, int]:
         rows = config["TN"] * config["R"]
         return -(-workload.size("m") // config["TM"]), -(-workload.size("n") // rows)
@@ -64,7 +102,10 @@ class GemmSpec(LinearSpec):
         if limits.type == "cpu":
             return config
         wide = Config.of(variant, **values, TM=tokens, TN=1, LX=1, LY=32)
-        return wide if self.check(workload, wide, limits) is None else config
+        ideas = [wide, config]
+        if variant == "buffer":
+            ideas.insert(0, Config.of(TILED, **values, TM=4, TN=4, LN=8, LM=8))
+        return next((c for c in ideas if self.check(workload, c, limits) is None), config)
 
     def starts(self, workload: Workload, limits: DeviceLimits) -> tuple[Config, ...]:
         """As many tokens to a work-item as registers may hold: each shares a decoded weight."""
@@ -72,6 +113,8 @@ class GemmSpec(LinearSpec):
         ideas: tuple[dict[str, Value], ...]
         if limits.type == "cpu":
             ideas = ({"TM": 12}, {"TM": 6, "TN": 2}, {"LX": 8, "LY": 2}, {"TM": 4})
+        elif safe.variant == TILED:
+            ideas = ({"R": 8, "LM": 16}, {"R": 16, "LM": 4}, {"LN": 16, "LM": 16}, {"LN": 16})
         else:
             ideas = ({"LX": 4, "LY": 16}, {"LX": 8, "LY": 8}, {"R": 8}, {"TM": 4})
         return safe, *(safe.replace(**idea) for idea in ideas)
@@ -80,10 +123,19 @@ class GemmSpec(LinearSpec):
         return "gemm"
 
     def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
-        own = {name: config[name] for name in ("TM", "TN", "LX", "LY")}
+        own: dict[str, Value] = {name: config[name] for name in ("TM", "TN")}
+        if config.variant == TILED:
+            own |= {"TILED": 1, "LN": config["LN"], "LM": config["LM"]}
+        else:
+            own |= {"LX": config["LX"], "LY": config["LY"]}
         return self.weight_defines(workload, config) | self.epilogue_defines(workload) | own
 
     def geometry(self, workload: Workload, config: Config) -> Geometry:
+        if config.variant == TILED:
+            rows, tokens = self._tile(config)
+            groups = -(-workload.size("n") // rows), -(-workload.size("m") // tokens)
+            local = config["LN"], config["LM"]
+            return Geometry((groups[0] * local[0], groups[1] * local[1]), local)
         return Geometry.cover(self._tiles(workload, config), (config["LX"], config["LY"]))
 
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from clk_run import Limits
 from clkiln.kernels.types import Config, DeviceLimits, KernelSpec, Workload
 
 #: Stacked parts: of each form of scales, with a zero, minima, and codes of every width.
@@ -92,3 +95,17 @@ def any_of(
     """A random feasible configuration; now and then a corner or the safe one."""
     candidates = sample(spec, workload, limits, rng, 3)
     return candidates[rng.integers(len(candidates))]
+
+
+def small_tiles(
+    spec: KernelSpec, workload: Workload, limits: DeviceLimits, rng: np.random.Generator
+) -> list[Config]:
+    """What only a GPU is offered, in tiles that a simulator can afford: a corner and a pick."""
+    on_gpu = replace(limits, type="gpu") if isinstance(limits, Limits) else limits
+    here = set(spec.feasible(workload, limits))
+    more = [
+        config
+        for config in spec.feasible(workload, on_gpu)
+        if config not in here and spec.local_memory(workload, config) <= 8 << 10
+    ]
+    return [more[0], more[rng.integers(len(more))]] if more else []

@@ -16,7 +16,7 @@ from itertools import islice
 
 import numpy as np
 
-from clk_cases import TINY, sample
+from clk_cases import TINY, sample, small_tiles
 from clk_run import Limits, Runner
 from clkiln.kernels import SPECS
 from clkiln.kernels.softmax.spec import SoftmaxSpec
@@ -60,7 +60,8 @@ def cases(limits: Limits, kind: str) -> Iterator[tuple[str, KernelSpec, Workload
     for op, spec in SPECS.items():
         for text in TINY.get(op, ()):
             workload = Workload.parse(text)
-            for config in sample(spec, workload, limits, rng, 2):
+            chosen = sample(spec, workload, limits, rng, 2)
+            for config in chosen + small_tiles(spec, workload, limits, rng):
                 if spec.variant(config.variant).kind == kind:
                     yield f"{workload} {config}", spec, workload, config
     racy = Workload.parse("softmax m=2 n=67")
