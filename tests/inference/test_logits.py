@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 import clk_engine
 from clk_decoder64 import Array, Decoder64
 from clk_pocl import find_pocl
+from clkiln.inference.config import SUPPORTED_TYPES
 from clkiln.inference.engine import Engine
+from clkiln.inference.gguf import GGUFFile
 from clkiln.inference.kv_cache import DEFAULT_KV
 
 #: The promise: relative L2 error of the logits at any position.
@@ -130,6 +132,16 @@ def some_and_rest() -> Iterator[object]:
 @pytest.mark.parametrize(("name", "source", "kv", "kind"), list(some_and_rest()))
 def test_random_models(name: str, source: str, kv: str, kind: str) -> None:
     check(errors(clk_engine.model(name, VOCAB), source, kv, kind), EXPECTED[kv])
+
+
+def test_every_architecture_and_format_is_compared() -> None:
+    names = [name.partition("/")[0] for name in clk_engine.MODELS]
+    assert names == list(clk_engine.ARCHITECTURES)
+    files = [GGUFFile.open(clk_engine.model(name)) for name in clk_engine.MODELS]
+    used = {info.dtype for file in files for info in file.tensors.values() if len(info.shape) == 2}
+    assert used == set(SUPPORTED_TYPES)
+    whole = {name for name, kind in clk_engine.FORMATS.items() if isinstance(kind, str)}
+    assert whole == set(SUPPORTED_TYPES), "each can be all of a model, in the long tests"
 
 
 @pytest.mark.parametrize("name", clk_engine.MODELS)

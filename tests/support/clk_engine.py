@@ -80,8 +80,13 @@ FORMATS: dict[str, str | Callable[[str], str]] = {
 } | {
     # Query, key and value of three formats have to become one matrix.
     "mixed": mixture(
-        "q4_0", attn_q="q4_0", attn_k="q8_0", attn_v="f16", ffn_down="q4_1", attn_output="f32",
-        output="q8_0", token_embd="f16",
+        "q4_0", attn_q="q4_0", attn_k="q8_0", attn_v="f16", attn_output="f16", ffn_down="f32",
+        token_embd="bf16",
+    ),
+    # As many formats in one model as it has kinds of matrices.
+    "mixed k": mixture(
+        "q2_k", attn_output="q3_k", ffn_gate="q5_k", ffn_up="q5_k", ffn_down="q6_k",
+        token_embd="q4_k", output="q5_1",
     ),
     # Half of the layers with finer values and output of the feed-forward network.
     "q4_k_m": mixture(
@@ -94,9 +99,9 @@ FORMATS: dict[str, str | Callable[[str], str]] = {
 }  # fmt: skip
 
 
-#: Every architecture and every format at least once, as ``architecture/format``.
+#: Every architecture, as ``architecture/format``, and every type of tensor in one of them.
 MODELS = (
-    "llama2/q4_0", "llama3/q8_0", "llama biases/mixed", "smollm2/q4_1", "qwen1.5/f16",
+    "llama2/q4_0", "llama3/q8_0", "llama biases/mixed", "smollm2/q4_1", "qwen1.5/mixed k",
     "qwen2/q4_k_m narrow", "qwen2.5/q4_k_m", "qwen2.5 yarn/iq4_nl", "qwen3/f32",
 )  # fmt: skip
 
@@ -107,7 +112,7 @@ def sizes(coding: str, heads: int) -> dict[str, int]:
         return {"hidden": 70, "intermediate": 101, "head_dim": 14}
     if coding == "q4_k_m narrow":
         return {"hidden": 96, "intermediate": 768, "head_dim": 32}
-    if coding.endswith(("_k", "_k_m")):
+    if coding.endswith(("k", "_k_m")):
         return {"hidden": 256, "intermediate": 768, "head_dim": 256 // math.gcd(256, heads)}
     return {"hidden": 96, "intermediate": 160, "head_dim": 32}
 
