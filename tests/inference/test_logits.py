@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -155,6 +156,17 @@ def test_a_float16_cache_costs_less_than_what_is_promised(name: str) -> None:
 def test_the_real_model(model_file: Path) -> None:
     """As it runs by default, where a float32 cache keeps far below the 1e-3 promised."""
     check(errors(model_file, "pip", DEFAULT_KV, "buffer", (7, 64), 8), EXPECTED[DEFAULT_KV])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("source", ["pip", "debian"])
+def test_a_real_mixture_of_formats(source: str) -> None:
+    """Qwen2.5-Coder-0.5B in Q4_K_M; in float64 it takes 6 GB."""
+    path = os.environ.get("CLKILN_TEST_QWEN")
+    if not path:
+        pytest.skip("needs Qwen2.5-Coder: set CLKILN_TEST_QWEN to its GGUF file")
+    found = errors(Path(path), source, DEFAULT_KV, "buffer", (1, 7, 64), 8)
+    check(found, EXPECTED[DEFAULT_KV])
 
 
 @pytest.mark.long
