@@ -113,7 +113,8 @@ def commands_on_path(folder: Path, **environment: str) -> dict[str, str]:
     scripts = {
         "python": 'exec "$PYTHON_OF_DOCS" "$@"',
         "clkiln": (
-            'if [ "$1" = tune ]; then set -- "$@" $CLKILN_TUNE_OPTIONS; fi\n'
+            'case "$*" in *--export*|*--simulate*) ;; tune*)\n'
+            'set -- "$@" $CLKILN_TUNE_OPTIONS ;; esac\n'
             'exec "$PYTHON_OF_DOCS" -m clkiln "$@"'
         ),
     }
