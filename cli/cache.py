@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import CacheError, UsageError
-from .common import CONTEXT, note, print_json, shared, warn, wrapped
+from ..errors import CacheError
+from .common import CONTEXT, confirmed, note, print_json, shared, warn, wrapped
 
 if TYPE_CHECKING:
     from ..cache.rows import BinaryRow
@@ -192,7 +191,7 @@ def clear_command(
 
     path = _existing(device, cache)
     what = "the compiled programs" if binaries else "all parameters, trials and programs"
-    if not yes and not _confirmed(f"Delete {what} in {path}?"):
+    if not yes and not confirmed(f"Delete {what} in {path}?"):
         note("nothing was deleted")
         return
     with Store.open(path) as store:
@@ -201,16 +200,6 @@ def clear_command(
         print_json({"cache_file": str(path), "deleted": count})
     else:
         click.echo(f"deleted {count} rows from {path}")
-
-
-def _confirmed(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:
-        if sys.stdin.isatty():
-            raise
-        # No Ctrl-C: standard input ended before there was an answer.
-        raise UsageError("nobody there to confirm it: add --yes") from None
 
 
 def _path(device: str | None, cache: Path | None) -> Path:

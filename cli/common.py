@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..errors import UsageError
 from . import completers
 from .values import FilePath, Text
 
@@ -101,6 +102,17 @@ def wrapped(start: str, text: str) -> None:
     lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
     for index, line in enumerate(lines):
         click.echo((start if index == 0 else " " * len(start)) + line)
+
+
+def confirmed(question: str) -> bool:
+    """Whether a person agrees. Raises :class:`UsageError` where nobody is there to ask."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        # No Ctrl-C: standard input ended before there was an answer.
+        raise UsageError("nobody there to confirm it: add --yes") from None
 
 
 def warn(text: str) -> None:

@@ -14,11 +14,19 @@ Items = list[CompletionItem]
 
 
 def models(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
-    """Names of the catalog, and files where none of them fits."""
-    from ..inference.catalog import CATALOG
-
+    """Names of the catalog and of what was pulled, and files where none of them fits."""
     # Files first: click's script for bash forgets what stands before them.
-    return [CompletionItem(incomplete, type="file"), *_those(CATALOG, incomplete)]
+    items = [CompletionItem(incomplete, type="file")]
+    try:
+        from ..inference.catalog import CATALOG
+        from ..inference.installed import installed
+
+        # What follows a colon is a word of its own for bash.
+        here = (model.name for model in installed() if "/" not in model.name[:1])
+        names = dict.fromkeys((*CATALOG, *(name for name in here if ":" not in name)))
+    except Exception:
+        return items
+    return [*items, *_those(names, incomplete)]
 
 
 def devices(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:

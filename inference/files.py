@@ -11,6 +11,11 @@ from typing import Any
 
 from ..errors import ModelError
 
+#: What the ``transformers`` library calls the weights of a directory, and the list of their shards.
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: Bytes up to which small files are read, many times what any needs.
+MAX_JSON = 8 << 20
+
 
 def map_file(path: Path, *, wanted: str) -> mmap.mmap:
     """Map ``path`` for reading. Raises ``ModelError`` for what is no file with something in it;

@@ -17,13 +17,12 @@ from typing import Any, NoReturn
 from numpy.typing import NDArray
 
 from ..errors import ModelError
-from .files import parse_object, read_bytes
+from .files import INDEX, MAX_JSON, WEIGHTS, parse_object, read_bytes
 from .safetensors import SafetensorsFile
 from .tensors import TensorInfo
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-#: Bytes up to which the small files are read, many times what any needs, and the tokenizer's.
-MAX_JSON, MAX_TOKENIZER = 8 << 20, 256 << 20
+#: Bytes up to which a tokenizer is read, many times what any needs.
+MAX_TOKENIZER = 256 << 20
 
 #: Names of the ``transformers`` library -> GGUF's; in a layer, and outside of it.
 _OUTER = {

