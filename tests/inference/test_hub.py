@@ -133,7 +133,7 @@ def test_a_directory_is_found_when_it_is_whole(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_an_index_that_makes_no_sense(tmp_path: Path, index: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(ModelError, match=r"is missing.*clkiln pull o/n"):
+    with pytest.raises(ModelError, match=r"index\.json"):
         missing_weights(tmp_path)
 
 
