@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .common import is_terminal, model_argument, note, print_json, shared
+from .values import Text
 
 if TYPE_CHECKING:
     from ..inference.wheel import Progress
@@ -19,7 +20,9 @@ _NAME = 24
 
 @click.command("pull")
 @model_argument
-@click.option("--revision", metavar="NAME", help="Branch, tag or commit of a hub model.")
+@click.option(
+    "--revision", metavar="NAME", type=Text(), help="Branch, tag or commit of a hub model."
+)
 @shared("json")
 def command(model: str, revision: str | None, as_json: bool) -> None:
     """Fetch MODEL; what is there already stays.
