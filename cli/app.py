@@ -26,6 +26,7 @@ COMMANDS = {
     "cache": "The cache file: path, content, checking, pruning, emptying.",
     "pull": "Fetch a model of the catalog or of the hub.",
     "models": "List the models that are here; show or remove one.",
+    "doctor": "Look at drivers, permissions, caches, and what would help.",
     "devices": "List the OpenCL devices.",
     "kernels": "List the operations and what a device can run of them.",
     "completion": "Let a shell complete command lines.",

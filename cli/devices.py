@@ -10,7 +10,8 @@ from ..errors import DeviceError
 from .common import print_json, shared
 
 FIELDS = (
-    "index", "name", "type", "platform", "platform_version", "driver_version", "opencl_c_version",
+    "index", "name", "type", "vendor", "platform", "platform_version", "driver_version",
+    "opencl_c_version",
     "compute_units", "global_memory", "max_alloc", "unified_memory", "local_memory",
     "local_memory_type", "max_work_group_size", "max_work_item_sizes", "images",
     "image2d_max_width", "image2d_max_height", "image_max_buffer_size", "fp16", "subgroups",

@@ -142,6 +142,11 @@ def _nvidia_library() -> Path | None:
     # Asking the linker takes a process: only where there is such a device to drive.
     if not Path("/dev/nvidiactl").exists():
         return None
+    return (linker_cache() or {}).get(NVIDIA_LIBRARY)
+
+
+def linker_cache() -> dict[str, Path] | None:
+    """The libraries that the linker knows, by name; None where it can't be asked."""
     ldconfig = shutil.which("ldconfig", path="/sbin:/usr/sbin:/bin:/usr/bin")
     if ldconfig is None:
         return None
@@ -158,12 +163,26 @@ def _nvidia_library() -> Path | None:
     except (OSError, subprocess.TimeoutExpired) as error:
         logger.debug("%s -p: %s", ldconfig, error)
         return None
+    found: dict[str, Path] = {}
     for line in answer.stdout.splitlines():
         name, _, target = line.partition("=>")
         path = Path(target.strip())
-        if name.split()[:1] == [NVIDIA_LIBRARY] and path.is_file():
-            return path
-    return None
+        if name.split() and path.is_file():
+            found.setdefault(name.split()[0], path)
+    return found
+
+
+def linker_finds(library: str) -> bool | None:
+    """Whether a library without a path would be found; None where nobody can say."""
+    search = [f for f in os.environ.get("LD_LIBRARY_PATH", "").split(":") if f.startswith("/")]
+    if any(Path(folder, library).is_file() for folder in search):
+        return True
+    known = linker_cache()
+    if known is None:
+        return None
+    # The cache has a library's own name; a file of any name in its folders is found as well.
+    folders = {path.parent for path in known.values()}
+    return library in known or any((folder / library).is_file() for folder in folders)
 
 
 def _driver_folder() -> Path:

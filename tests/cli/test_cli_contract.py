@@ -41,6 +41,7 @@ FLAGS: dict[str, str] = {
     "pull": "--json --revision --debug",
     "completion": "--debug",
     "devices": "--device --cache --json --debug",
+    "doctor": "--json --debug",
     "kernels": "--device --json --workload --debug",
 }
 
@@ -163,7 +164,9 @@ def damaged(folder: Path, what: str) -> tuple[object, str]:
             path, architecture="gemma3"
         ), "unsupported architecture 'gemma3'"
     if what == "quantisation":
-        return clk_engine.variation(path, dtype="q5_0"), "unsupported type q5_0"
+        # Rows of 256 columns, which the type asks for, where it comes first.
+        mixed = clk_engine.mixture("q8_0", token_embd="tq2_0")
+        return clk_engine.variation(path, dtype=mixed, hidden=256), "unsupported type tq2_0"
     contents = {
         "empty": b"",
         "foreign": b"\x7fELF" + bytes(range(256)) * 40,
