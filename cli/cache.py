@@ -37,7 +37,7 @@ def path_command(device: str | None, cache: Path | None, as_json: bool) -> None:
 def info_command(device: str | None, cache: Path | None, as_json: bool) -> None:
     """Show size, row counts and drivers of the cache file."""
     from ..cache.store import Store
-    from ..runtime.memory import readable
+    from ..units import readable
 
     with Store.open(_existing(device, cache), write=False) as store:
         info = store.info()
@@ -104,7 +104,7 @@ def _counts(health: Health) -> dict[str, int]:
 
 
 def _print_health(health: Health) -> None:
-    from ..runtime.memory import readable
+    from ..units import readable
 
     contents = health.contents
     click.echo(f"file      {contents.path}")
@@ -169,7 +169,7 @@ def prune_command(
 
 def _print_pruned(gone: list[BinaryRow], before: int, after: int, dry_run: bool) -> None:
     from ..reports.text import plural
-    from ..runtime.memory import readable
+    from ..units import readable
 
     size = readable(sum(row.size for row in gone))
     would, takes = ("would delete", "would take") if dry_run else ("deleted", "takes")

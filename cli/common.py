@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from ..errors import UsageError
+from ..units import three_digits
 from . import completers
 from .values import FilePath, Text
 
@@ -133,4 +134,4 @@ def rate(value: float | None) -> str:
     """Tokens per second with three significant digits, as people read them."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+    return three_digits(value)

@@ -44,7 +44,7 @@ def command(device: str | None, cache: Any, as_json: bool) -> None:
 
 
 def _show(row: dict[str, Any]) -> None:
-    from ..runtime.memory import readable
+    from ..units import readable
 
     click.echo(f"{row['index']}: {row['name']}")
     extras = [name for name in ("images", "fp16", "subgroups", "command_buffers") if row[name]]

@@ -15,7 +15,7 @@ from ..cache.verify import Contents, verify
 from ..harness.keys import key_of, read_choice, read_config, split_label
 from ..kernels import SPECS
 from ..kernels.types import Workload
-from ..runtime.memory import readable
+from ..units import readable
 from .text import plural
 
 if TYPE_CHECKING:

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from ..kernels.types import Config
+from ..units import readable, scaled, three_digits
 
 MISSING = "-"
-
-
-def _scaled(value: float, step: float, units: tuple[str, ...]) -> str:
-    for unit in units[:-1]:
-        # Three digits are shown, so 999.6 already rounds into the next unit.
-        if abs(value) < step - 0.5:
-            return f"{_three_digits(value)} {unit}"
-        value /= step
-    return f"{_three_digits(value)} {units[-1]}"
-
-
-def _three_digits(value: float) -> str:
-    if abs(value) >= 99.95:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
+#: Bytes in binary units.
+size = readable
 
 
 def duration(seconds: float | None, micro: str = "us") -> str:
@@ -29,7 +17,7 @@ def duration(seconds: float | None, micro: str = "us") -> str:
     if seconds <= 0:
         return "0 s"
     if seconds < 59.95:
-        return _scaled(seconds * 1e9, 1000, ("ns", micro, "ms", "s"))
+        return scaled(seconds * 1e9, 1000, ("ns", micro, "ms", "s"))
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
@@ -37,18 +25,11 @@ def duration(seconds: float | None, micro: str = "us") -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def size(count: int) -> str:
-    """Bytes in binary units: ``4.40 MiB``."""
-    if count < 1024:
-        return f"{count} B"
-    return _scaled(count / 1024, 1024, ("KiB", "MiB", "GiB", "TiB"))
-
-
 def rate(per_s: float | None, unit: str) -> str:
     """A rate in decimal units: ``rate(2.1e10, "B/s")`` is ``21.0 GB/s``."""
     if per_s is None:
         return MISSING
-    return _scaled(per_s / 1e3, 1000, tuple(f"{prefix}{unit}" for prefix in ("k", "M", "G", "T")))
+    return scaled(per_s / 1e3, 1000, tuple(f"{prefix}{unit}" for prefix in ("k", "M", "G", "T")))
 
 
 def percent(share: float | None) -> str:
@@ -56,12 +37,12 @@ def percent(share: float | None) -> str:
 
 
 def factor(value: float | None) -> str:
-    return MISSING if value is None else f"{_three_digits(value)}x"
+    return MISSING if value is None else f"{three_digits(value)}x"
 
 
 def tokens(per_s: float | None) -> str:
     """Tokens per second, without the unit."""
-    return MISSING if per_s is None else _three_digits(per_s)
+    return MISSING if per_s is None else three_digits(per_s)
 
 
 def day(moment: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import DeviceError, OutOfDeviceMemory
+from ..units import readable as readable
 from .opencl import cl
 
 if TYPE_CHECKING:
@@ -21,15 +22,6 @@ _CHANNELS = {
     "float16": cl.channel_type.HALF_FLOAT,
     "uint32": cl.channel_type.UNSIGNED_INT32,
 }
-
-
-def readable(nbytes: float) -> str:
-    """``nbytes`` with a binary unit: ``12.3 MiB``."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.1f} TiB"
 
 
 class MemoryBudget:

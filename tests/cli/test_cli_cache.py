@@ -88,7 +88,7 @@ def test_verify_a_file_that_cannot_be_read(call: Call, tmp_path: Path) -> None:
 def test_prune_what_nothing_needs(call: Call, cache: Path, content: bytes) -> None:
     before = rows(cache)
     dry = call("cache", "prune", "--cache", cache, "--dry-run")
-    assert dry.code == 0 and dry.out.startswith("would delete 3 programs (293.0 KiB); ")
+    assert dry.code == 0 and dry.out.startswith("would delete 3 programs (293 KiB); ")
     assert cache.read_bytes() == content
     result = call("cache", "prune", "--cache", cache)
     assert result.out == dry.out.replace("would delete", "deleted").replace("would take", "takes")

