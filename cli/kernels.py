@@ -106,7 +106,7 @@ def _print_table(
     head = ("operation", "variants", "parameters", "space", "feasible" if info else "")
     click.echo(_row(*head))
     for workload, found in surveys.items():
-        variants = ", ".join(f"({v.variant.name})" if v.missing else v.variant.name for v in found)
+        variants = ",".join(f"({v.variant.name})" if v.missing else v.variant.name for v in found)
         names = dict.fromkeys(name for each in found for name in each.parameters)
         space = f"{sum(each.configurations for each in found):,}"
         count = _feasible(found)
@@ -120,7 +120,7 @@ def _print_table(
 
 
 def _row(operation: str, variants: str, parameters: str, space: str, feasible: str) -> str:
-    return f"{operation:<19}{variants:<17}{parameters:<24}{space:>7}{feasible:>11}".rstrip()
+    return f"{operation:<18}{variants:<19}{parameters:<25}{space:>7}{feasible:>10}".rstrip()
 
 
 def _print_details(
