@@ -60,7 +60,7 @@ def _row(model: Installed) -> dict[str, Any]:
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    from ..runtime.memory import readable
+    from ..units import readable
 
     what = [row["format"], row["quantisation"], row["architecture"]]
     click.echo(row["name"])
@@ -89,7 +89,7 @@ def show_command(model: str, as_json: bool) -> None:
 
 
 def _print_details(found: dict[str, Any]) -> None:
-    from ..runtime.memory import readable
+    from ..units import readable
 
     line("name", found.get("name"))
     line("file", found["path"])
@@ -153,7 +153,7 @@ def rm_command(model: str, yes: bool, as_json: bool) -> None:
     MODEL is a name that clkiln models lists, or owner/name for all of a repository.
     """
     from ..inference.installed import belongings, bytes_of, remove
-    from ..runtime.memory import readable
+    from ..units import readable
 
     paths = belongings(model)
     size = readable(sum(map(bytes_of, paths)))

@@ -64,7 +64,7 @@ def _bar() -> Iterator[Progress]:
 @contextmanager
 def _lines() -> Iterator[Progress]:
     """One line for each file: a log has no use for more."""
-    from ..runtime.memory import readable
+    from ..units import readable
 
     told = ""
 

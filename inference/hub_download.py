@@ -222,7 +222,7 @@ class _Target:
         needed = sum(file.size for file in files) - there
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            from ..runtime.memory import readable
+            from ..units import readable
 
             raise ModelError(
                 f"{self.source.name} takes {readable(needed)} more and {self.folder} has "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..errors import DeviceError, OutOfDeviceMemory
-from ..units import readable as readable
+from ..units import readable
 from .opencl import cl
 
 if TYPE_CHECKING:

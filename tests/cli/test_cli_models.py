@@ -127,7 +127,7 @@ def test_pull_from_the_hub(call: Call, models: Path, monkeypatch: pytest.MonkeyP
         result = call("pull", "o/n")
         path = models / "o/n/small-Q8_0.gguf"
         assert (result.code, result.out) == (0, f"{path}\n")
-        assert result.err.startswith("fetching small-Q8_0.gguf (0 bytes of ")
+        assert result.err.startswith("fetching small-Q8_0.gguf (0 B of ")
         again = call("pull", "o/n:q8_0", "--json")
         data = {"model": "o/n:q8_0", "path": str(path), "bytes": len(content)}
         assert (json.loads(again.out), again.err) == (data, "")

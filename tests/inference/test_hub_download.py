@@ -255,7 +255,7 @@ def test_no_room(hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     usage = type("Usage", (), {"free": 1000})
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda path: usage)
-        with pytest.raises(ModelError, match=r"takes 21.0 MiB more and .* has 1000 bytes free"):
+        with pytest.raises(ModelError, match=r"takes 21.0 MiB more and .* has 1000 B free"):
             pull("o/large")
     assert hub.downloads() == [] and files(models) == {}
 
