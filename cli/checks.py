@@ -228,7 +228,7 @@ def _unwritable(folder: Path) -> str:
 
 
 def _writable(topic: str, folder: Path, name: str) -> Iterator[Check]:
-    from ..runtime.memory import readable
+    from ..units import readable
 
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -242,7 +242,7 @@ def _writable(topic: str, folder: Path, name: str) -> Iterator[Check]:
 def check_cache_files(machine: Machine) -> Iterator[Check]:
     from ..cache.paths import cache_folder
     from ..cache.store import Store
-    from ..runtime.memory import readable
+    from ..units import readable
 
     for path in sorted(cache_folder().glob("*.sqlite")):
         warnings: list[str] = []

@@ -147,7 +147,7 @@ def test_little_room(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     found = list(checks.check_folders(Machine(())))
     assert {check.status for check in found} == {"note"}
-    assert "5.0 MiB free" in found[0].text and "make room" in found[0].todo
+    assert "5.00 MiB free" in found[0].text and "make room" in found[0].todo
 
 
 def test_cache_files(call: Call, cache_dir: Path, machine: Callable[..., None]) -> None:
