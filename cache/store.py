@@ -212,6 +212,7 @@ class Store(Reader):
         # Only a hint for what to prune: nobody waits for it, and nothing fails without it.
         with contextlib.suppress(*FAULTS):
             self._connection.execute("PRAGMA busy_timeout = 0")
+            self._leave_wal()
             with immediate(self._connection):
                 self._connection.executemany("UPDATE binaries SET used = ? WHERE key = ?", rows)
 
@@ -259,11 +260,14 @@ class Store(Reader):
             self._lose_patience(error)
             return lost
 
+    def _leave_wal(self) -> None:
+        """Somebody may have turned WAL on, which the SQLite in use may have a bug in."""
+        self._connection.execute("PRAGMA journal_mode = DELETE")
+
     def _wrapped(self) -> Database:
         if self._database is None:
             from sqlite_utils import Database  # slow to import, and a warm start only reads
 
-            # Somebody may have turned WAL on, which the SQLite in use may have a bug in.
-            self._connection.execute("PRAGMA journal_mode = DELETE")
+            self._leave_wal()
             self._database = Database(self._connection, execute_plugins=False)
         return self._database

@@ -128,6 +128,21 @@ def test_what_is_taken_counts_as_used(tmp_path: Path) -> None:
         assert [row.key for row in gone][-1] == "key 5"
 
 
+def test_a_note_of_use_is_written_with_a_rollback_journal(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    path.write_bytes(kit.filled())
+    with Store.open(path) as store:
+        set_times(store, dict.fromkeys(kit.BINARIES, 1), dict.fromkeys(kit.BINARIES, 0))
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+    with Store.open_or_memory(path, pytest.fail) as store:
+        store.get_binaries(["key 5"])
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        sql = "SELECT count(*) FROM binaries WHERE used <> ''"
+        assert other.execute(sql).fetchone() == (1,)
+
+
 def test_a_note_of_use_waits_for_nobody(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite"
     path.write_bytes(kit.filled())
