@@ -63,7 +63,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "quantize": click.option(
         "--quantize",
         type=click.Choice(["q4_0", "q8_0"]),
-        help="Code the float weights of a folder of safetensors so while loading.",
+        help="Quantise matrices of floats so while they are loaded.",
     ),
     "debug": click.option(
         "--debug", is_flag=True, expose_value=False, callback=_ignore, help="Show tracebacks."

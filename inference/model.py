@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UsageError
 from .config import ModelConfig
 from .gguf import GGUFFile
 from .hf import HFDirectory
@@ -37,8 +36,13 @@ def open_model(path: str | Path, quantize: str | None = None) -> Model:
     """Open the model at ``path``: a .gguf file, or a directory as the ``transformers`` library
     writes it, with ``config.json`` and safetensors files.
 
+    ``quantize`` (``q4_0``, ``q8_0``) is the coding into which matrices of floats are brought when
+    they are loaded. Matrices that the file has quantised, and those whose columns are no multiple
+    of 32, stay as they are.
+
     Raises :class:`~clkiln.errors.ModelError` for a file that is missing, damaged or inconsistent,
-    :class:`~clkiln.errors.UnsupportedModel` for a sound one that asks for what clkiln lacks.
+    :class:`~clkiln.errors.UnsupportedModel` for a sound one that asks for what clkiln lacks,
+    :class:`~clkiln.errors.UsageError` for another ``quantize``, or a model without such matrices.
     """
     path = Path(path)
     return _open_directory(path, quantize) if path.is_dir() else _open_gguf(path, quantize)
@@ -74,4 +78,7 @@ def _open_directory(path: Path, quantize: str | None) -> Model:
 def _quantised(source: TensorFiles, quantize: str | None) -> TensorFiles:
     if quantize is None:
         return source
-    raise UsageError(f"{source.path}: quantize={quantize!r} is for weights that are floats")
+    # Imported here: most models come quantised.
+    from .quantised import QuantisedFiles
+
+    return QuantisedFiles(source, quantize)

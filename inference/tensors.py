@@ -34,10 +34,6 @@ class TensorInfo:
     def row_bytes(self) -> int:
         return self.nbytes // self.rows
 
-    def nbytes_in(self, block: int, block_bytes: int) -> int:
-        """Bytes of the tensor in another coding, of so many columns and bytes to a block."""
-        return prod(self.shape) // block * block_bytes
-
 
 class TensorSource(Protocol):
     """The tensors of one model under GGUF's names (``blk.0.attn_q.weight``)."""
