@@ -109,7 +109,7 @@ def _print_details(found: dict[str, Any]) -> None:
     ))  # fmt: skip
     line("tokenizer", found.get("tokenizer") or "none")
     if "chat_template" in found:
-        line("template", "yes" if found["chat_template"] else "none: use --raw")
+        line("template", "yes" if found["chat_template"] else "none: run --raw")
     if found["unsupported"]:
         line("cannot run", found["unsupported"])
 

@@ -52,7 +52,9 @@ def render(
     written. Raises ``ModelError`` where there is no template, or it is broken or refuses.
     """
     if not template:
-        raise ModelError("the model has no chat template; use --raw to pass the prompt as it is")
+        raise ModelError(
+            "the model has no chat template; clkiln run --raw passes a prompt as it is"
+        )
     # Imported here: a raw prompt does not pay for it.
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -78,7 +80,7 @@ def render(
         # A template is a program from a file: it can raise anything.
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ModelError(
-            f"the model's chat template failed: {reason}; use --raw to pass the prompt as it is"
+            f"the model's chat template failed: {reason}; clkiln run --raw passes a prompt as it is"
         ) from error
 
 

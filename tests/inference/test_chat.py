@@ -69,8 +69,8 @@ def test_strftime_now() -> None:
         ("{% include 'x' %}", "failed: "),
         ("{% for i in range(10**9) %}{% endfor %}", "failed: Range too big"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "failed: maximum recursion"),
-        ("", "no chat template; use --raw"),
-        (None, "no chat template; use --raw"),
+        ("", "no chat template; clkiln run --raw"),
+        (None, "no chat template; clkiln run --raw"),
     ],
 )
 def test_failures_are_one_line(template: str | None, message: str) -> None:
