@@ -13,8 +13,9 @@ import pytest
 from clk_docs import Reader, blocks, commands_on_path
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = pytest.mark.long
 #: Pages whose commands need nothing but a model, in the order in which people read them.
-PAGES = ("README.md", "docs/getting-started.md", "docs/tuning-guide.md", "docs/cache.md")
+PAGES = ("README.md", "docs/getting-started.md", "docs/cache.md", "docs/tuning-guide.md")
 
 
 def test_a_kernel_is_added_as_the_page_says(tmp_path: Path) -> None:
@@ -76,13 +77,15 @@ def reader(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Reader
         CLKILN_CACHE_DIR=str(folder / "cache"),
         CLKILN_MODELS_DIR=str(models),
         POCL_CACHE_DIR=str(folder / "pocl"),
-        CLKILN_TUNE_OPTIONS="--budget 6s",
+        CLKILN_TUNE_OPTIONS="--budget 4s",
         CLKILN_MEMORY_BUDGET="2G",
     )
     return Reader(folder, environment)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=LONG if "tuning" in page else ()) for page in PAGES]
+)
 def test_commands_do_what_the_page_says(page: str, reader: Reader) -> None:
     """In the order of the pages: what one tuned, the next one uses."""
     found = list(blocks(ROOT / page))
