@@ -15,10 +15,10 @@ from clkiln.inference.families import FAMILIES, MIXES, Tensors
 from clkiln.inference.standard import family_uses, standard_uses, trial_seconds
 from clkiln.inference.weights import Weights
 from clkiln.kernels import SPECS
+from clkiln.kernels.coding import coding_of
 from clkiln.kernels.near import distance
 from clkiln.kernels.types import Workload
 from clkiln.kernels.uses import Use
-from clkiln.kernels.weights import DTYPES
 
 LIMITS = Limits(
     "gpu", 16, 48 << 10, 1024, (1024, 1024, 64), 1 << 30, 16384, 16384, frozenset({"images"})
@@ -81,7 +81,7 @@ def test_the_set_is_sound_and_takes_its_time(seconds: float) -> None:
         spec = SPECS[use.workload.op]
         assert spec.check(use.workload, spec.safe(use.workload, LIMITS), LIMITS) is None
         assert use.steps > 0
-        assert use.workload.tag("w", "f32") in DTYPES
+        coding_of(use.workload.tag("w", "f32"))  # raises for what there are no kernels for
     # All that read one weight are there, and in one group.
     groups: dict[str | None, dict[str, set[tuple[object, ...]]]] = {}
     for use in found:
@@ -112,15 +112,15 @@ def gap(family: str, mix: str, uses: list[Use]) -> float:
 
 
 def test_more_time_brings_every_model_nearer() -> None:
-    """At ``normal`` the smaller models have, on average, less than a factor of two in one size."""
+    """In every coding, the rarer ones included; smaller models more than larger ones."""
     mixes = [mix.name for mix in MIXES if of("SmolLM2-135M", mix.name)]
     fast, normal = chosen(34.0), chosen(225.0)
     for family in FAMILIES:
         for mix in mixes:
             if of(family.name, mix):
                 near = gap(family.name, mix, normal)
-                assert near < gap(family.name, mix, fast) < 0.6 * standard.UNRELATED
-                assert near < (1.6 if PARAMETERS[family.name] < 4e9 else 3.0)
+                assert near < gap(family.name, mix, fast) < 0.75 * standard.UNRELATED
+                assert near < (2.5 if PARAMETERS[family.name] < 4.1e9 else 4.0)
 
 
 def test_shares_are_of_all_that_a_unit_stands_for() -> None:
