@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from clk_docs import Reader, blocks, commands_on_path
+from clkiln.cli.app import COMMANDS, app
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = pytest.mark.long
@@ -99,3 +101,19 @@ def test_every_page_is_followed() -> None:
     pages = {str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")} | {"README.md"}
     with_commands = {p for p in pages if list(blocks(ROOT / p))}
     assert with_commands == {*PAGES, "docs/adding-a-kernel.md"}
+
+
+def test_the_table_of_commands_is_the_command_line() -> None:
+    """Every command has a row, and every option that a row names is one."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `clkiln (\w+)[^|]*\|(.*)\|$", text.replace(r"\|", "/"), re.MULTILINE)
+    assert {name for name, _ in rows} == {*COMMANDS}
+    for name, row in rows:
+        command = app.get_command(click.Context(app), name)
+        assert command is not None
+        found = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+        options = {o for c in found for p in c.params for o in (*p.opts, *p.secondary_opts)}
+        named = set(
+            re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", " ".join(re.findall(r"`([^`]+)`", row)))
+        )
+        assert named <= options, f"{name}: {named - options}"
