@@ -48,7 +48,7 @@ __kernel REQD void attention_prefill(__global const int *restrict state,
   TILE_SPACE float v_tile[T * HEAD_DIM];
   const int pos = state[0], rows = state[1] * GROUP;
   const int block = (get_num_groups(0) - 1 - get_group_id(0)) * LX * V;
-  if (block >= rows) return;  // the whole group: no barrier is missed
+  // A block past the last row repeats it: some compilers lose barriers behind a return.
   const int end = pos + (min(block + LX * V, rows) - 1) / GROUP + 1;
   const int first = block + (int)get_local_id(0) * V;
   const int kv_head = get_global_id(1);

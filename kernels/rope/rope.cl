@@ -50,7 +50,6 @@ __kernel REQD void rope(__global const int *restrict state, __global const float
                         __global float *restrict qkv, __global KV *restrict k_cache,
                         __global KV *restrict v_cache) {
   const int token = get_global_id(1);
-  if (token >= state[1]) return;
   const int row = state[0] + token;
   table += (size_t)row * ROPE_DIM;
   qkv += (size_t)token * SLOTS * HEAD_DIM;
@@ -58,7 +57,8 @@ __kernel REQD void rope(__global const int *restrict state, __global const float
   v_cache += (size_t)row * KV_HEADS * HEAD_DIM;
 
   const int begin = get_group_id(0) * S;
-  const int end = min(begin + S, SLOTS);
+  // Past the last token there is nothing to do: some compilers lose barriers behind a return.
+  const int end = token < state[1] ? min(begin + S, SLOTS) : begin;
 #ifdef NORM
   __local float scratch[LX];
 #endif

@@ -85,8 +85,8 @@ def test_a_run_keeps_its_budget(info: DeviceInfo, tmp_path: Path) -> None:
     """Within a trial and a worker's start, which take seconds on a busy machine."""
     with open_store(tmp_path / "x.sqlite", info) as store:
         start = time.monotonic()
-        result = TuningRun(store, info, USES, Level("wide", 3, None, None), seconds=3.0).run()
-        assert time.monotonic() - start < 3.0 + 10.0
+        result = TuningRun(store, info, USES, Level("wide", 3, None, None), seconds=5.0).run()
+        assert time.monotonic() - start < 5.0 + 20.0
         assert result.trials == len(store.trials()) >= len(USES)
         assert {row.workload for row in store.best_rows()} == {str(u.workload) for u in USES}
         assert missing_binaries(store, info.driver_key) == []
