@@ -207,7 +207,7 @@ with Store.open(Path(sys.argv[1])) as store, Context(clk_engine.a_device()) as c
     verifier = Verifier(context, ProgramLoader(context, store), store, "mine")
     choice = Choice(workload, clk_planted.how("endless"), "similar", workload)
     threading.Timer(float(sys.argv[2]), os._exit, [9]).start()
-    print(verifier.problem(choice))
+    print(verifier.problem(choice), flush=True)
     os._exit(0)
 """
 
