@@ -5,28 +5,43 @@ Whatever goes wrong here offers nothing: a half-typed line is no place for an er
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
 
 import click
 from click.shell_completion import CompletionItem
 
 Items = list[CompletionItem]
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _in_silence() -> Iterator[None]:
+    """Let what looks things up fail: the line that is being typed stays as it is.
+
+    Every exception, because the shell would print its traceback into that line, and because the
+    look-ups import a driver's bindings and read folders, which can fail in ways of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        logger.debug("nothing to complete with: %s", error)
 
 
 def models(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """Names of the catalog and of what was pulled, and files where none of them fits."""
     # Files first: click's script for bash forgets what stands before them.
     items = [CompletionItem(incomplete, type="file")]
-    try:
+    with _in_silence():
         from ..inference.catalog import CATALOG
         from ..inference.installed import installed
 
         # What follows a colon is a word of its own for bash.
         here = (model.name for model in installed() if "/" not in model.name[:1])
         names = dict.fromkeys((*CATALOG, *(name for name in here if ":" not in name)))
-    except Exception:
-        return items
-    return [*items, *_those(names, incomplete)]
+        items += _those(names, incomplete)
+    return items
 
 
 def devices(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
@@ -35,13 +50,12 @@ def devices(context: click.Context, parameter: click.Parameter, incomplete: str)
     Names themselves hold spaces and brackets, which no two shells complete alike.
     """
     items = _those(("cpu", "gpu"), incomplete)
-    try:
+    with _in_silence():
         from ..runtime.device import list_devices
 
         found = [(str(device.info.index), device.info.name) for device in list_devices()]
-    except Exception:
-        return items
-    return items + [CompletionItem(i, help=name) for i, name in found if i.startswith(incomplete)]
+        items += [CompletionItem(i, help=name) for i, name in found if i.startswith(incomplete)]
+    return items
 
 
 def operations(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:

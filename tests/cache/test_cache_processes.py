@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sqlite3
-import sys
 import time
 from pathlib import Path
 
@@ -90,7 +89,6 @@ def test_eight_processes_meet_at_an_empty_path(tmp_path: Path) -> None:
             ]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 @pytest.mark.parametrize("kept", [0, 1, 17, 60])
 def test_a_kill_loses_nothing_that_was_reported(tmp_path: Path, kept: int) -> None:
     script = """
@@ -125,7 +123,6 @@ def test_a_kill_loses_nothing_that_was_reported(tmp_path: Path, kept: int) -> No
     _check(path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 @pytest.mark.parametrize("write", [True, False])
 def test_a_transaction_cut_short_is_rolled_back(tmp_path: Path, write: bool) -> None:
     script = """
@@ -156,7 +153,6 @@ def test_a_transaction_cut_short_is_rolled_back(tmp_path: Path, write: bool) -> 
     _check(path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 @pytest.mark.parametrize("written", [0, 1, 2, 5])
 def test_a_first_migration_cut_short_is_done_again(tmp_path: Path, written: int) -> None:
     script = """

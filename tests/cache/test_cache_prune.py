@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import sqlite3
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,7 +218,6 @@ def killed(tmp_path: Path) -> Iterator[Path]:
     yield path
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_pruning_deletes_nothing(killed: Path) -> None:
     before = {path.name: path.read_bytes() for path in killed.parent.iterdir()}
     with Store.open_copy(killed) as copy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,7 +98,6 @@ def test_a_shell_that_nobody_knows(call: Call, monkeypatch: pytest.MonkeyPatch) 
         assert "Name one: bash, zsh, fish" in result.err
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes(tmp_path: Path) -> None:
     """As bash does it: the script is loaded, and its function fills COMPREPLY for a line."""
     program = tmp_path / "clkiln"

@@ -128,7 +128,6 @@ def test_a_directory_that_was_cut_short_goes_on(
     assert [name for name, _ in hub.downloads()[len(read) :]] == [last]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
 def test_a_killed_download_goes_on_where_it_was(hub: Hub, models: Path) -> None:
     hub.stop_after, hub.breaks, hub.stall = 15 * MIB, 1, True
     process = clk_cli.start("pull", "o/large")
