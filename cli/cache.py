@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import CacheError
-from .common import CONTEXT, confirmed, note, print_json, shared, warn, wrapped
+from .common import (
+    CONTEXT,
+    cache_path,
+    confirmed,
+    existing_cache,
+    note,
+    print_json,
+    shared,
+    warn,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from ..cache.rows import BinaryRow
@@ -25,7 +35,7 @@ def command() -> None:
 @shared("device", "cache", "json")
 def path_command(device: str | None, cache: Path | None, as_json: bool) -> None:
     """Print the path of the cache file; the file need not exist."""
-    path = _path(device, cache)
+    path = cache_path(device, cache)
     if as_json:
         print_json({"cache_file": str(path), "exists": path.exists()})
     else:
@@ -39,7 +49,7 @@ def info_command(device: str | None, cache: Path | None, as_json: bool) -> None:
     from ..cache.store import Store
     from ..units import readable
 
-    with Store.open(_existing(device, cache), write=False) as store:
+    with Store.open(existing_cache(device, cache), write=False) as store:
         info = store.info()
     if as_json:
         print_json(info)
@@ -65,7 +75,7 @@ def verify_command(device: str | None, cache: Path | None, as_json: bool) -> Non
     from ..reports.health import examine
     from ..runtime.device import list_devices
 
-    path = _existing(device, cache)
+    path = existing_cache(device, cache)
     try:
         health = examine(path, [found.info for found in list_devices()])
     except CacheError as error:
@@ -147,7 +157,7 @@ def prune_command(
 
     most = None if max_size is None else parse_size(max_size, "--max-size")
     since = None if older_than is None else now(days_ago=older_than)
-    path = _existing(device, cache)
+    path = existing_cache(device, cache)
     with Store.open_copy(path) if dry_run else Store.open(path) as store:
         before = store.bytes
         present = [found.info for found in list_devices()]
@@ -189,7 +199,7 @@ def clear_command(
     """Empty the cache file; it asks first."""
     from ..cache.store import Store
 
-    path = _existing(device, cache)
+    path = existing_cache(device, cache)
     what = "the compiled programs" if binaries else "all parameters, trials and programs"
     if not yes and not confirmed(f"Delete {what} in {path}?"):
         note("nothing was deleted")
@@ -200,20 +210,3 @@ def clear_command(
         print_json({"cache_file": str(path), "deleted": count})
     else:
         click.echo(f"deleted {count} rows from {path}")
-
-
-def _path(device: str | None, cache: Path | None) -> Path:
-    if cache is not None:
-        return cache
-    from ..cache.paths import cache_file
-    from ..runtime.device import select_device, selector_from_environment
-
-    info = select_device(device or selector_from_environment()).info
-    return cache_file(info.name, info.platform)
-
-
-def _existing(device: str | None, cache: Path | None) -> Path:
-    path = _path(device, cache)
-    if not path.exists():
-        raise CacheError(f"there is no cache file {path}: nothing was tuned or run yet")
-    return path

@@ -6,11 +6,12 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from ..errors import UsageError
+from ..errors import CacheError, UsageError
 from ..units import three_digits
 from . import completers
 from .values import FilePath, Text
@@ -135,3 +136,22 @@ def rate(value: float | None) -> str:
     if value is None:
         return "-"
     return three_digits(value)
+
+
+def cache_path(device: str | None, cache: Path | None) -> Path:
+    """The file of ``--cache``, else the one of the device; it need not exist."""
+    if cache is not None:
+        return cache
+    from ..cache.paths import cache_file
+    from ..runtime.device import select_device, selector_from_environment
+
+    info = select_device(device or selector_from_environment()).info
+    return cache_file(info.name, info.platform)
+
+
+def existing_cache(device: str | None, cache: Path | None) -> Path:
+    """As :func:`cache_path`; raises :class:`~clkiln.errors.CacheError` if it is not there."""
+    path = cache_path(device, cache)
+    if not path.exists():
+        raise CacheError(f"there is no cache file {path}: nothing was tuned or run yet")
+    return path

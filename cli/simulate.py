@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ClkilnError, UsageError
-from .common import print_json, warn
+from .common import existing_cache, print_json, warn
 
 if TYPE_CHECKING:
     from ..tuner.levels import Level
@@ -50,9 +50,8 @@ def export(
     """Write the trials of a device's cache file to ``file``, as T4 results."""
     from ..cache.store import Store
     from ..tuner.recorded import t4_document, t4_of
-    from .cache import _existing
 
-    where = _existing(device, cache)
+    where = existing_cache(device, cache)
     with Store.open(where, write=False, warn=warn) as store:
         rows = store.trials()
     if kernels:

@@ -22,10 +22,7 @@ OLD = "an older driver"
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = clk_engine.own_cache(tmp_path_factory.mktemp("used") / "x.sqlite")
-    with clk_engine.engine(cache=path) as engine:
-        clk_engine.warm(engine)
-        clk_engine.play_tuning(engine)
+    path = clk_engine.used_cache(tmp_path_factory.mktemp("used") / "x.sqlite")
     info = clk_engine.a_device().info
     with Store.open(path) as store:
         store.put_driver(DriverRow(OLD, {"name": info.name, "platform": info.platform}))

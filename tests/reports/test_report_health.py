@@ -21,12 +21,7 @@ from clkiln.runtime.device import DeviceInfo, list_devices
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A file that an engine filled with programs and (played) choices."""
-    path = clk_engine.own_cache(tmp_path_factory.mktemp("used") / "x.sqlite")
-    with clk_engine.engine(cache=path) as engine:
-        clk_engine.warm(engine)
-        clk_engine.play_tuning(engine)
-    return path.read_bytes()
+    return clk_engine.used_cache(tmp_path_factory.mktemp("used") / "x.sqlite").read_bytes()
 
 
 @pytest.fixture

@@ -186,6 +186,15 @@ def own_cache(path: Path, device: Device | None = None) -> Path:
     return path
 
 
+def used_cache(path: Path) -> Path:
+    """A file at ``path`` that an engine filled with programs and (played) choices."""
+    own_cache(path)
+    with engine(cache=path) as loaded:
+        warm(loaded)
+        play_tuning(loaded)
+    return path
+
+
 def play_tuning(loaded: Engine, *, driver: str | None = None) -> list[BestRow]:
     """Keep what ``loaded`` runs as if it had been tuned, under its own driver key or another."""
     rows = [
