@@ -42,7 +42,7 @@ class Plan:
 
     def __init__(self, steps: Sequence[BoundStep], seen: dict[int, float]) -> None:
         self.steps = steps
-        self._calls: dict[int, list[Enqueue]] = {}
+        self._m, self._calls = 0, list[Enqueue]()
         self._seen = seen
         self._fresh = True
 
@@ -52,12 +52,12 @@ class Plan:
             self._first_run([step.geometry(m) for step in self.steps])
             self._fresh = False
             return
-        calls = self._calls.get(m)
-        if calls is None:
-            calls = [step.launch.prepare(step.geometry(m)) for step in self.steps]
-            self._calls[m] = calls
+        if m != self._m:
+            # Of the last size only: prompts have any of hundreds, and each takes 0.25 MB to hold.
+            self._calls = [step.launch.prepare(step.geometry(m)) for step in self.steps]
+            self._m = m
         # Hundreds of launches a token: nothing but the calls in this loop.
-        for index, call in enumerate(calls):
+        for index, call in enumerate(self._calls):
             status = call()
             if status:
                 step = self.steps[index]

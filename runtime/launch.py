@@ -49,7 +49,10 @@ class Launch:
             raise LaunchError(f"{program.label}: bad arguments: {error}") from error
 
     def prepare(self, geometry: Geometry | None = None) -> Enqueue:
-        """The launch with everything bound: call it often, and :meth:`check` what it returns."""
+        """The launch with everything bound: call it often, and :meth:`check` what it returns.
+
+        It is good for as long as the launch lives.
+        """
         shape = geometry or self.geometry
         queue = self.program.context.queue
         return native.enqueue(queue, self._kernel, shape.global_size, shape.local_size)

@@ -302,6 +302,8 @@ def test_a_plan_runs_every_step_once_and_times_first_launches(
     # A later plan with the same programs changes nothing: its launches may be of another size.
     Plan(steps, seen).run(32)
     assert seen == {id(a): 7.0, id(b): 5.0}
+    # However many sizes prompts have, what is prepared is that of one.
+    assert len(plan._calls) == len(steps)
     # The launch that the driver refuses is the one that is named.
     b.status = -5
     with pytest.raises(LaunchError, match=rf"b of \({3 * local},.*: -5"):
