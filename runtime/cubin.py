@@ -18,13 +18,15 @@ logger = logging.getLogger(__name__)
 LIBRARY = "libcuda.so.1"
 #: What PTX says it is for: ``.target sm_90, texmode_independent``.
 _TARGET = re.compile(rb"^\.target\s+sm_(\d+)([a-z]?)", re.MULTILINE)
+#: Bytes in which it says so, before any code.
+_HEAD = 4096
 # CUjit_option, CUjitInputType, and what CUjit_target adds for an architecture's own features.
 _OPTION_TARGET, _INPUT_PTX, _ACCELERATED = 9, 1, 1 << 16
 
 
 def is_ptx(binary: bytes) -> bool:
     """Whether ``binary`` is PTX, which a driver would compile at every load."""
-    return not binary.startswith(b"\x7fELF") and _TARGET.search(binary) is not None
+    return not binary.startswith(b"\x7fELF") and _TARGET.search(binary, 0, _HEAD) is not None
 
 
 class Linker:
@@ -40,7 +42,7 @@ class Linker:
 
     def link(self, ptx: bytes) -> bytes | None:
         """The cubin of ``ptx``; None where it is no PTX or the driver won't make one."""
-        target = _TARGET.search(ptx)
+        target = _TARGET.search(ptx, 0, _HEAD)
         if target is None:
             return None
         try:

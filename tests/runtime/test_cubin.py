@@ -32,6 +32,8 @@ SCALE = Source(
         (PTX.replace(b"sm_90,", b"sm_90a,"), True),
         (b"\x7fELF" + PTX, False),
         (b"poclbin\0" + bytes(100), False),
+        # Binaries are large and many: only their heads are looked at.
+        (b"poclbin\0" + bytes(5000) + PTX, False),
         (b"", False),
     ],
 )
