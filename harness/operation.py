@@ -15,7 +15,7 @@ import numpy as np
 
 from ..kernels import SPECS
 from ..kernels.source import Source
-from ..kernels.types import Argument, Array, Config, KernelSpec, Workload
+from ..kernels.types import Argument, Array, Config, Geometry, KernelSpec, Memory, Workload
 from ..runtime.context import Context
 from ..runtime.launch import Launch
 from ..runtime.memory import Tensor
@@ -64,10 +64,22 @@ def guard(dtype: np.dtype[Any]) -> Array:
 
 
 class Bound:
-    """A launch together with the tensors it reads and writes, by argument name."""
+    """A launch together with the tensors it reads and writes, by argument name.
 
-    def __init__(self, launch: Launch, tensors: Mapping[str, Tensor]) -> None:
-        self.launch, self.tensors = launch, dict(tensors)
+    ``memories`` says as what the kernel sees each of them.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        memories: Mapping[str, Memory],
+        geometry: Geometry,
+    ) -> None:
+        self.tensors, self.memories = dict(tensors), dict(memories)
+        seen = [tensor.seen_as(memories[name]) for name, tensor in tensors.items()]
+        self.launch = Launch(program, seen, geometry)
+        self._program, self._geometry = program, geometry
         #: Seconds of the first launch, where some drivers finish compiling.
         self.first_launch: float | None = None
 
@@ -77,13 +89,11 @@ class Bound:
         try:
             for name in names:
                 copies[name] = self.tensors[name].copy()
-            tensors = self.tensors | copies
-            launch = Launch(self.launch.program, list(tensors.values()), self.launch.geometry)
+            return Bound(self._program, self.tensors | copies, self.memories, self._geometry)
         except BaseException:
             for tensor in copies.values():
                 tensor.release()
             raise
-        return Bound(launch, tensors)
 
     def release(self) -> None:
         for tensor in self.tensors.values():
@@ -160,30 +170,37 @@ def bind(
 ) -> Bound:
     """Allocate the arguments of ``workload``, fill them from ``arrays``, and bind a launch."""
     spec = SPECS[workload.op]
+    arguments = spec.arguments(workload, config)
     tensors: dict[str, Tensor] = {}
     try:
-        for argument in spec.arguments(workload, config):
+        for argument in arguments:
             tensors[argument.name] = _tensor(context, workload, argument, arrays)
-        launch = Launch(program, list(tensors.values()), spec.geometry(workload, config))
+        memories = {argument.name: argument.memory for argument in arguments}
+        return Bound(program, tensors, memories, spec.geometry(workload, config))
     except BaseException:
         for tensor in tensors.values():
             tensor.release()
         raise
-    return Bound(launch, tensors)
 
 
 def _tensor(
     context: Context, workload: Workload, argument: Argument, arrays: Mapping[str, Array]
 ) -> Tensor:
     what = f"{workload}: {argument.name}"
-    if argument.role in ("output", "inout"):
-        dtype = np.dtype(argument.dtype)
-        count = int(np.prod(argument.shape))
-        inout = argument.role == "inout"
-        start = arrays[argument.name].reshape(-1) if inout else poison(dtype, count)
-        content = np.concatenate([start, guard(dtype)], dtype=dtype)
-        return context.upload(content, what=what)
-    return context.upload(arrays[argument.name], argument.memory, what=what)
+    home: Memory = "image2d" if argument.memory == "image2d" else "buffer"
+    if argument.role not in ("output", "inout"):
+        return context.upload(arrays[argument.name], home, what=what)
+    dtype = np.dtype(argument.dtype)
+    inout = argument.role == "inout"
+    start = arrays[argument.name].reshape(-1) if inout else _poisoned(argument)
+    if home == "image2d":
+        # Writes outside an image go nowhere: there is nothing behind it to guard.
+        return context.upload(start.reshape(argument.shape), home, what=what)
+    return context.upload(np.concatenate([start, guard(dtype)], dtype=dtype), what=what)
+
+
+def _poisoned(argument: Argument) -> Array:
+    return poison(np.dtype(argument.dtype), int(np.prod(argument.shape)))
 
 
 def check(
@@ -204,6 +221,9 @@ def check(
         if argument.role not in ("output", "inout"):
             continue
         flat = bound.tensors[argument.name].read()
+        if argument.memory == "image2d":
+            raw[argument.name] = flat
+            continue
         count = int(np.prod(argument.shape))
         if flat[count:].tobytes() != guard(flat.dtype).tobytes():
             return Verdict(False, float("inf"), f"{argument.name}: written past its end")

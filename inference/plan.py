@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..errors import CacheMissError, UnsupportedOperation
 from ..harness.operation import exceeded, label_of, source_of
 from ..kernels import SPECS
-from ..kernels.types import Config, Geometry, Workload
+from ..kernels.types import Argument, Config, Geometry, Workload
 from ..runtime.context import Context
 from ..runtime.launch import Enqueue, Launch
 from ..runtime.memory import Tensor
@@ -208,15 +208,19 @@ class Planner:
             program = self._program(step.workload)
             choice = self.choices[step.workload]
             spec = SPECS[step.workload.op]
-            tensors = [
-                self.resident.part(step.tensors["w"], argument.name.partition(".")[2])
-                if argument.role == "weight"
-                else self.tensors[step.tensors[argument.name]]
+            seen = [
+                self._tensor(step, argument).seen_as(argument.memory)
                 for argument in spec.arguments(step.workload, choice.config)
             ]
-            launch = Launch(program, tensors, spec.geometry(step.workload, choice.config))
+            launch = Launch(program, seen, spec.geometry(step.workload, choice.config))
             self._launches[key] = BoundStep(launch, step.workload, choice.config)
         return self._launches[key]
+
+    def _tensor(self, step: Step, argument: Argument) -> Tensor:
+        """What lies in the place of an argument."""
+        if argument.role == "weight":
+            return self.resident.part(step.tensors["w"], argument.name.partition(".")[2])
+        return self.tensors[step.tensors[argument.name]]
 
     def _verified(self, choice: Choice, layout: str | None) -> Choice:
         """``choice``, or another if its parameters, tuned elsewhere, are wrong here."""

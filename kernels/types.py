@@ -25,9 +25,9 @@ from .source import Source, read_source
 Array = NDArray[Any]
 Value = int | str
 Role = Literal["input", "weight", "state", "output", "inout"]
-Memory = Literal["buffer", "image2d"]
+Memory = Literal["buffer", "image1d", "image2d"]
 
-#: Bytes of one texel of an RGBA image, by element type.
+#: Bytes of one RGBA texel, by element type.
 TEXEL_BYTES = {"float32": 16, "float16": 8, "uint32": 16}
 
 
@@ -50,6 +50,8 @@ class DeviceLimits(Protocol):
     def image2d_max_width(self) -> int: ...
     @property
     def image2d_max_height(self) -> int: ...
+    @property
+    def image_max_buffer_size(self) -> int: ...
     @property
     def features(self) -> frozenset[str]: ...
 
@@ -164,9 +166,10 @@ class Argument:
     """One kernel argument, in order.
 
     ``name`` is the tensor's name; a weight's packed parts are ``tensor.part``. ``shape`` is of the
-    physical array in elements; for an image2d it is ``(height, width, 4)``. ``streams`` marks what
-    comes from memory afresh at each use in a model (weights, KV cache), so that a measurement
-    does not serve it from a cache.
+    physical array in elements; for an image2d it is ``(height, width, 4)``. An image1d is a buffer
+    that the kernel sees as RGBA texels (``image1d_buffer_t``): four elements each, the last one
+    filled up, at no cost of a copy. ``streams`` marks what comes from memory afresh at each use in
+    a model (weights, KV cache), so that a measurement does not serve it from a cache.
     """
 
     name: str
@@ -179,6 +182,11 @@ class Argument:
     @property
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def texels(self) -> int:
+        """RGBA texels that hold the array."""
+        return -(-self.nbytes // TEXEL_BYTES[self.dtype])
 
 
 @dataclass(frozen=True)
@@ -237,7 +245,11 @@ class KernelSpec(ABC):
         safe = self.safe(workload, limits)
         if self.variant(safe.variant).kind == kind:
             return safe
-        for config in self.space(workload, kind):
+        # The same parameters, if a variant of that kind has them, else the first that may run.
+        names = [variant.name for variant in self.variants if variant.kind == kind]
+        same = (Config(name, safe.params) for name in names)
+        alike = [config for config in same if self.contains(workload, config)]
+        for config in (*alike, *self.space(workload, kind)):
             if self.check(workload, config, limits) is None:
                 layout = self.layout(workload, config)
                 return self.safe(workload, limits, layout) if layout else config
@@ -379,6 +391,9 @@ class KernelSpec(ABC):
 def _argument_limit(argument: Argument, limits: DeviceLimits) -> str | None:
     if argument.nbytes > limits.max_alloc:
         return f"{argument.name} {argument.nbytes} > {limits.max_alloc} bytes (largest allocation)"
+    if argument.memory == "image1d" and argument.texels > limits.image_max_buffer_size:
+        texels, limit = argument.texels, limits.image_max_buffer_size
+        return f"{argument.name} image buffer {texels} > {limit} texels"
     if argument.memory == "image2d":
         height, width = argument.shape[:2]
         if height > limits.image2d_max_height or width > limits.image2d_max_width:

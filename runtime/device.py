@@ -193,8 +193,11 @@ def _describe(platform: cl.Platform, handle: cl.Device) -> DeviceInfo | None:
     extensions = tuple(sorted(set(handle.extensions.split())))
     features = {FEATURE_EXTENSIONS[e] for e in extensions if e in FEATURE_EXTENSIONS}
     images = bool(handle.image_support)
+    texels = _ask(handle, "image_max_buffer_size") if images else 0
     if images:
         features.add("images")
+    if texels:
+        features.add("image_buffers")
     if _ask(handle, "max_num_sub_groups"):
         features.add("subgroups")
     local_types: dict[int, LocalMemoryType] = {
@@ -222,7 +225,7 @@ def _describe(platform: cl.Platform, handle: cl.Device) -> DeviceInfo | None:
         images=images,
         image2d_max_width=handle.image2d_max_width if images else 0,
         image2d_max_height=handle.image2d_max_height if images else 0,
-        image_max_buffer_size=_ask(handle, "image_max_buffer_size") if images else 0,
+        image_max_buffer_size=texels,
         fp16="fp16" in features,
         fp64="cl_khr_fp64" in extensions,
         subgroups="subgroups" in features,

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ..errors import LaunchError
 from . import native
-from .memory import Tensor
+from .memory import Tensor, Texels
 from .native import Enqueue
 from .opencl import cl
 from .program import Program
@@ -33,7 +33,9 @@ class Launch:
     :class:`~clkiln.errors.DeviceError` for a tensor of another device.
     """
 
-    def __init__(self, program: Program, tensors: Sequence[Tensor], geometry: Geometry) -> None:
+    def __init__(
+        self, program: Program, tensors: Sequence[Tensor | Texels], geometry: Geometry
+    ) -> None:
         self.program, self.tensors = program, tuple(tensors)
         self.geometry = geometry
         for tensor in tensors:

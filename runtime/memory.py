@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import DeviceError, OutOfDeviceMemory
+from ..errors import DeviceError, LaunchError, OutOfDeviceMemory
 from ..units import readable
 from .opencl import cl
 
 if TYPE_CHECKING:
     from .context import Context
 
-Memory = Literal["buffer", "image2d"]
+#: An ``image1d`` is no memory of its own, but a buffer seen as RGBA texels.
+Memory = Literal["buffer", "image1d", "image2d"]
 
 _CHANNELS = {
     "float32": cl.channel_type.FLOAT,
     "float16": cl.channel_type.HALF_FLOAT,
     "uint32": cl.channel_type.UNSIGNED_INT32,
 }
+#: Bytes of the largest texel: buffers are filled up to whole ones.
+_TEXEL = 16
 
 
 class MemoryBudget:
@@ -49,11 +52,37 @@ class MemoryBudget:
         self.used -= nbytes
 
 
+class Texels:
+    """A buffer seen as RGBA texels, an ``image1d_buffer_t``. It keeps its tensor alive.
+
+    Its width is that of the whole buffer, the last texel filled up with what lies there.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.context = tensor, tensor.context
+        channel = _CHANNELS.get(tensor.dtype.name)
+        if tensor.memory != "buffer" or channel is None:
+            raise ValueError(f"{tensor.what}: no texels of {tensor.dtype} in {tensor.memory}")
+        texel = 4 * tensor.dtype.itemsize
+        pixels = cl.ImageFormat(cl.channel_order.RGBA, channel)
+        with self.context.errors(f"{tensor.what}: seeing it as an image"):
+            self.handle: Any = cl.create_image(
+                self.context.handle, cl.mem_flags.READ_WRITE, pixels,
+                shape=(-(-tensor.nbytes // texel),), buffer=tensor.handle,
+            )  # fmt: skip
+
+    def belongs_to(self, context: Context) -> None:
+        """As :meth:`Tensor.belongs_to`."""
+        self.tensor.belongs_to(context)
+
+
 class Tensor:
     """An array on a device. For an image2d, ``shape`` is ``(height, width, 4)``.
 
     Made by :meth:`.context.Context.empty` and :meth:`.context.Context.upload`.
     """
+
+    _texels: Texels | None = None
 
     def __init__(
         self,
@@ -85,15 +114,36 @@ class Tensor:
         if data is not None:
             flags |= cl.mem_flags.COPY_HOST_PTR
             data = np.ascontiguousarray(data, self.dtype).reshape(self.shape)
+        if self.memory == "image1d":
+            raise ValueError(f"{self.what}: allocate a buffer, and see it as texels")
         if self.memory == "buffer":
+            # Filled up to whole texels, so that all of it can be seen as an image.
+            size = -(-self.nbytes // _TEXEL) * _TEXEL
             if data is None or not data.nbytes:
-                return cl.Buffer(self.context.handle, cl.mem_flags.READ_WRITE, size=self.nbytes)
+                return cl.Buffer(self.context.handle, cl.mem_flags.READ_WRITE, size=size)
+            if size > self.nbytes:
+                filled = np.zeros(size, np.uint8)
+                filled[: self.nbytes] = data.reshape(-1).view(np.uint8)
+                data = filled
             return cl.Buffer(self.context.handle, flags, hostbuf=data)
         if len(self.shape) != 3 or self.shape[2] != 4 or self.dtype.name not in _CHANNELS:
             raise ValueError(f"{self.what}: no image of {self.dtype} with shape {self.shape}")
         pixels = cl.ImageFormat(cl.channel_order.RGBA, _CHANNELS[self.dtype.name])
         size2d = (self.shape[1], self.shape[0])
         return cl.create_image(self.context.handle, flags, pixels, shape=size2d, hostbuf=data)
+
+    def seen_as(self, memory: Memory) -> Tensor | Texels:
+        """What a kernel gets whose argument lies in ``memory``: this, or its texels.
+
+        Raises ``ValueError`` where the tensor cannot be seen so.
+        """
+        if memory == self.memory:
+            return self
+        if memory != "image1d":
+            raise ValueError(f"{self.what} lies in {self.memory}, not in {memory}")
+        if self._texels is None:
+            self._texels = Texels(self)
+        return self._texels
 
     def write(self, data: NDArray[Any], *, blocking: bool = True) -> None:
         """Copy ``data`` (at most as long, same dtype) to the start of the buffer."""
@@ -107,6 +157,8 @@ class Tensor:
     def read(self, count: int | None = None) -> NDArray[Any]:
         """The array on the host; of a buffer, on request, only the first ``count`` elements."""
         shape = self.shape if count is None else (count,)
+        if count is not None:
+            self._holds(count)
         out = np.empty(shape, self.dtype)
         with self.context.errors(f"copy from {self.what}"):
             if self.memory == "buffer":
@@ -148,6 +200,7 @@ class Tensor:
         if count > start:
             raise ValueError(f"{self.what}: {count} elements from {start} overlap their target")
         size = self.dtype.itemsize
+        self._holds(start + count)
         with self.context.errors(f"copy within {self.what}"):
             cl.enqueue_copy(
                 self.context.queue, self.handle, self.handle,
@@ -157,11 +210,19 @@ class Tensor:
     def take(self, other: Tensor, count: int) -> None:
         """Copy the first ``count`` elements of another buffer of this device into this one."""
         other.belongs_to(self.context)
+        self._holds(count)
+        other._holds(count)
         with self.context.errors(f"copy from {other.what} to {self.what}"):
             cl.enqueue_copy(
                 self.context.queue, self.handle, other.handle,
                 byte_count=count * self.dtype.itemsize,
             )  # fmt: skip
+
+    def _holds(self, count: int) -> None:
+        """Raises :class:`LaunchError` unless there are ``count`` elements: what a buffer is filled
+        up with is none of its content."""
+        if count * self.dtype.itemsize > self.nbytes:
+            raise LaunchError(f"{self.what} {list(self.shape)}: a copy of {count} elements")
 
     def to(self, context: Context) -> Tensor:
         """An explicit copy on another device, through the host."""
@@ -178,6 +239,9 @@ class Tensor:
     def release(self) -> None:
         """Give the memory back now; the tensor must not be used again."""
         if self.handle is not None:
+            if self._texels is not None:
+                self._texels.handle.release()
+                self._texels = None
             self.handle.release()
             self.handle = None
             self.context.memory.give_back(self.nbytes)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
+from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, texel_misfit
 from ..types import (
     Argument,
     Array,
@@ -24,8 +25,11 @@ from ..types import (
 class RmsnormSpec(KernelSpec):
     """Workload: sizes ``d`` (row length) and ``m`` (rows); tag ``eps``.
 
-    Parameters: ``LX`` work-items to a row, ``V`` vector width.
+    Parameters: ``LX`` work-items to a row, ``V`` vector width. The variant ``image`` reads ``x``
+    and the weights as RGBA texels.
     """
+
+    variants = BUFFER_AND_TEXELS
 
     op = "rmsnorm"
     file = "rmsnorm/rmsnorm.cl"
@@ -35,7 +39,8 @@ class RmsnormSpec(KernelSpec):
         return {"LX": LOCAL_SIZES, "V": WIDTHS}
 
     def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
-        return too_many_items(config["LX"], -(-workload.size("d") // config["V"]))
+        misfit = texel_misfit(config, workload.size("d"))
+        return misfit or too_many_items(config["LX"], -(-workload.size("d") // config["V"]))
 
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
         width = safe_width(limits, WIDTHS)
@@ -50,7 +55,13 @@ class RmsnormSpec(KernelSpec):
 
     def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
         eps = f"{float(workload.tag('eps'))!r}f"
-        return {"LX": config["LX"], "V": config["V"], "D": workload.size("d"), "EPS": eps}
+        own: dict[str, Value] = {
+            "LX": config["LX"],
+            "V": config["V"],
+            "D": workload.size("d"),
+            "EPS": eps,
+        }
+        return own | texel_defines(config)
 
     def geometry(self, workload: Workload, config: Config) -> Geometry:
         return Geometry((config["LX"] * workload.size("m"),), (config["LX"],))
@@ -58,8 +69,8 @@ class RmsnormSpec(KernelSpec):
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
         d, m = workload.size("d"), workload.size("m")
         return (
-            Argument("x", "input", "float32", (m, d)),
-            Argument("w", "input", "float32", (d,)),
+            Argument("x", "input", "float32", (m, d), input_memory(config)),
+            Argument("w", "input", "float32", (d,), input_memory(config)),
             Argument("y", "output", "float32", (m, d)),
         )
 

@@ -30,7 +30,9 @@ from clkiln.kernels import SPECS
 from clkiln.kernels.types import Config, Geometry, Workload
 from clkiln.kernels.variants import VariantRequest
 
-LIMITS = Limits("cpu", 2, 1 << 20, 4096, (4096,) * 3, features=frozenset({"images"}))
+LIMITS = Limits(
+    "cpu", 2, 1 << 20, 4096, (4096,) * 3, features=frozenset({"images", "image_buffers"})
+)
 GEMM = Workload.parse("gemm bias=no fuse=none k=96 m=32 n=160 w=q4_0")
 #: Feasible configurations of :data:`GEMM`, all different, in buffers and images.
 FEASIBLE = SPECS["gemm"].feasible(GEMM, LIMITS)

@@ -33,7 +33,9 @@ from clkiln.kernels.variants import VariantRequest
 from clkiln.runtime.context import Context
 from clkiln.runtime.program import ProgramLoader
 
-LIMITS = Limits("cpu", 2, 1 << 20, 4096, (4096,) * 3, features=frozenset({"images"}))
+LIMITS = Limits(
+    "cpu", 2, 1 << 20, 4096, (4096,) * 3, features=frozenset({"images", "image_buffers"})
+)
 GEMV = Workload.parse("gemv bias=no fuse=none k=96 n=160 w=q4_0")
 FEASIBLE = SPECS["gemv"].feasible(GEMV, LIMITS)
 configs = st.sampled_from(FEASIBLE)

@@ -21,7 +21,15 @@ from clkiln.kernels.types import Workload
 from clkiln.kernels.uses import Use
 
 LIMITS = Limits(
-    "gpu", 16, 48 << 10, 1024, (1024, 1024, 64), 1 << 30, 16384, 16384, frozenset({"images"})
+    "gpu",
+    16,
+    48 << 10,
+    1024,
+    (1024, 1024, 64),
+    1 << 30,
+    16384,
+    16384,
+    frozenset({"images", "image_buffers"}),
 )
 MUCH = 1 << 40
 

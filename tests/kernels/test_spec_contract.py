@@ -18,7 +18,12 @@ DEVICES = {
     "one item": Limits("gpu", 8, 48 << 10),
     "odd": Limits("gpu", 3, 16 << 10, 48, (48, 16, 16)),
     "simulator": Limits(
-        "cpu", 4, 32 << 10, 1024, (1024, 1024, 1024), features=frozenset({"images"})
+        "cpu",
+        4,
+        32 << 10,
+        1024,
+        (1024, 1024, 1024),
+        features=frozenset({"images", "image_buffers"}),
     ),
     "cpu": Limits("cpu", 64, 2 << 20, 4096, (4096,) * 3, 8 << 30, 16384, 16384),
     "gpu": Limits("gpu", 132, 48 << 10, 1024, (1024, 1024, 64), 8 << 30, 32768, 32768),

@@ -19,7 +19,15 @@ from clkiln.kernels.types import Workload
 LIMITS = (
     Limits(),
     Limits("gpu", 3, 16 << 10, 48, (48, 16, 16)),
-    Limits("gpu", 132, 48 << 10, 1024, (1024, 1024, 64), 1 << 32, features=frozenset({"images"})),
+    Limits(
+        "gpu",
+        132,
+        48 << 10,
+        1024,
+        (1024, 1024, 64),
+        1 << 32,
+        features=frozenset({"images", "image_buffers"}),
+    ),
 )
 
 

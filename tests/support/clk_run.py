@@ -39,6 +39,7 @@ class Limits:
     image2d_max_width: int = 8192
     image2d_max_height: int = 8192
     features: frozenset[str] = frozenset()
+    image_max_buffer_size: int = 65536
 
 
 def limits_of(device: cl.Device) -> Limits:
@@ -53,7 +54,8 @@ def limits_of(device: cl.Device) -> Limits:
         device.max_mem_alloc_size,
         device.image2d_max_width if images else 0,
         device.image2d_max_height if images else 0,
-        frozenset({"images"} if images else ()),
+        frozenset({"images", "image_buffers"} if images else ()),
+        device.image_max_buffer_size if images else 0,
     )
 
 
@@ -87,6 +89,8 @@ class Runner:
             self.context, properties=cl.command_queue_properties.PROFILING_ENABLE
         )
         self._kernels: dict[str, cl.Kernel] = {}
+        #: What lies behind the image buffers of the last launch, by argument.
+        self._buffers: dict[str, cl.Buffer] = {}
 
     def kernel(self, source: Source) -> cl.Kernel:
         if source.digest not in self._kernels:
@@ -145,16 +149,28 @@ class Runner:
             height, width, _ = argument.shape
             texel = cl.ImageFormat(cl.channel_order.RGBA, CHANNEL_TYPES[argument.dtype])
             texels = np.ascontiguousarray(array)
-            flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
             return cl.Image(self.context, flags, texel, shape=(width, height), hostbuf=texels)
         guarded = np.full(array.nbytes + GUARD_BYTES, GUARD, np.uint8)
         guarded[: array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
-        return cl.Buffer(self.context, flags, hostbuf=guarded)
+        buffer = cl.Buffer(self.context, flags, hostbuf=guarded)
+        if argument.memory == "buffer":
+            return buffer
+        texel = cl.ImageFormat(cl.channel_order.RGBA, CHANNEL_TYPES[argument.dtype])
+        self._buffers[argument.name] = buffer
+        width = (argument.texels,)
+        return cl.create_image(
+            self.context, cl.mem_flags.READ_WRITE, texel, shape=width, buffer=buffer
+        )
 
     def _read(self, argument: Argument, memory: Any, about: str) -> Array:
         """An argument's array after the run; fails if its guard region changed."""
         if argument.memory == "image2d":
-            return np.empty(0)
+            texels = np.empty(argument.shape, argument.dtype)
+            height, width, _ = argument.shape
+            cl.enqueue_copy(self.queue, texels, memory, origin=(0, 0), region=(width, height))
+            return texels
+        if argument.memory == "image1d":
+            memory = self._buffers[argument.name]
         raw = np.empty(argument.nbytes + GUARD_BYTES, np.uint8)
         cl.enqueue_copy(self.queue, raw, memory)
         assert (raw[argument.nbytes :] == GUARD).all(), f"{about} wrote past {argument.name}"
