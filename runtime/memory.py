@@ -157,10 +157,11 @@ class Tensor:
     def read(self, count: int | None = None) -> NDArray[Any]:
         """The array on the host; of a buffer, on request, only the first ``count`` elements."""
         shape = self.shape if count is None else (count,)
+        doing = f"copy from {self.what}"
         if count is not None:
-            self._holds(count)
+            self._holds(count, doing)
         out = np.empty(shape, self.dtype)
-        with self.context.errors(f"copy from {self.what}"):
+        with self.context.errors(doing):
             if self.memory == "buffer":
                 cl.enqueue_copy(self.context.queue, out, self.handle)
             else:
@@ -200,7 +201,7 @@ class Tensor:
         if count > start:
             raise ValueError(f"{self.what}: {count} elements from {start} overlap their target")
         size = self.dtype.itemsize
-        self._holds(start + count)
+        self._holds(start + count, f"copy within {self.what}")
         with self.context.errors(f"copy within {self.what}"):
             cl.enqueue_copy(
                 self.context.queue, self.handle, self.handle,
@@ -210,19 +211,20 @@ class Tensor:
     def take(self, other: Tensor, count: int) -> None:
         """Copy the first ``count`` elements of another buffer of this device into this one."""
         other.belongs_to(self.context)
-        self._holds(count)
-        other._holds(count)
-        with self.context.errors(f"copy from {other.what} to {self.what}"):
+        doing = f"copy from {other.what} to {self.what}"
+        self._holds(count, doing)
+        other._holds(count, doing)
+        with self.context.errors(doing):
             cl.enqueue_copy(
                 self.context.queue, self.handle, other.handle,
                 byte_count=count * self.dtype.itemsize,
             )  # fmt: skip
 
-    def _holds(self, count: int) -> None:
+    def _holds(self, count: int, doing: str) -> None:
         """Raises :class:`LaunchError` unless there are ``count`` elements: what a buffer is filled
         up with is none of its content."""
         if count * self.dtype.itemsize > self.nbytes:
-            raise LaunchError(f"{self.what} {list(self.shape)}: a copy of {count} elements")
+            raise LaunchError(f"{doing} failed: {self.what} has no {count} elements")
 
     def to(self, context: Context) -> Tensor:
         """An explicit copy on another device, through the host."""
