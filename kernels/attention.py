@@ -9,6 +9,7 @@ and ``ctx`` of a workload are upper bounds: a kernel takes the real ones from ``
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ class CacheSpec(KernelSpec):
     Workload: sizes ``heads``, ``kv_heads``, ``head_dim``, ``ctx`` and, but for a single token,
     ``m``; tag ``kv`` (f16, f32).
     """
+
+    dtypes = MappingProxyType({"kv": tuple(KV_DTYPES)})
 
     def tokens(self, workload: Workload) -> int:
         return workload.size("m")

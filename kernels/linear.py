@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .coding import STORED_BITS, coding_of
+from .coding import DTYPES, STORED_BITS, coding_of
 from .layout import Layout, pack
 from .types import (
     Argument,
@@ -38,6 +39,14 @@ class WeightSpec(KernelSpec):
         Variant("buffer", "buffer"),
         Variant("image", "image", frozenset({"images"})),
     )
+    dtypes = MappingProxyType({"w": DTYPES})
+
+    def in_dtype(self, workload: Workload, tag: str, dtype: str) -> Workload:
+        """Columns come in whole blocks of the coding."""
+        changed = super().in_dtype(workload, tag, dtype)
+        coding = coding_of(changed.tag("w"))
+        step = coding.columns if coding else 1
+        return changed.replace(k=-(-changed.size("k") // step) * step)
 
     def weight_shape(self, workload: Workload) -> tuple[int, int]:
         """Rows and columns of the weight."""

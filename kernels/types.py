@@ -15,11 +15,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .feasible import Infeasible, checks
 from .source import Source, read_source
 
 Array = NDArray[Any]
@@ -202,13 +204,6 @@ class Geometry:
         return cls(tuple(-(-n // size) * size for n, size in zip(items, local, strict=True)), local)
 
 
-@dataclass(frozen=True)
-class Infeasible:
-    """Why a configuration cannot run: the constraint, in words with both numbers."""
-
-    reason: str
-
-
 @dataclass
 class KernelSpec(ABC):
     """What one operation declares, for the tuner, the plan, the tests and the report.
@@ -224,6 +219,8 @@ class KernelSpec(ABC):
     #: Raise it when the meaning of a parameter changes while the source stays the same.
     version: ClassVar[int] = 1
     variants: ClassVar[tuple[Variant, ...]] = (Variant("buffer", "buffer"),)
+    #: Tags of a workload that name a dtype, and the dtypes that the operation takes there.
+    dtypes: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     _digest: str | None = field(default=None, init=False, repr=False)
 
     # -- the space -----------------------------------------------------------------------------
@@ -266,6 +263,10 @@ class KernelSpec(ABC):
     def layout(self, workload: Workload, config: Config) -> str | None:
         """The weight layout that ``config`` reads; None for an operation without weights."""
         return None
+
+    def in_dtype(self, workload: Workload, tag: str, dtype: str) -> Workload:
+        """``workload`` with another of :attr:`dtypes`, its sizes rounded up to what that asks."""
+        return workload.replace(**{tag: dtype})
 
     # -- the kernel ----------------------------------------------------------------------------
 
@@ -358,45 +359,10 @@ class KernelSpec(ABC):
 
     def check(self, workload: Workload, config: Config, limits: DeviceLimits) -> Infeasible | None:
         """Why ``config`` cannot run under ``limits``; None if nothing speaks against it."""
-        variant = self.variant(config.variant)
-        missing = variant.requires - limits.features
-        if missing:
-            return Infeasible(f"needs {', '.join(sorted(missing))}")
-        broken = self.constraint(workload, config, limits)
-        if broken:
-            return Infeasible(broken)
-        local = self.local_memory(workload, config)
-        if local > limits.local_memory:
-            return Infeasible(f"local memory {local} > {limits.local_memory} bytes")
-        local_size = self.geometry(workload, config).local_size
-        items = int(np.prod(local_size))
-        if items > limits.max_work_group_size:
-            return Infeasible(f"work-group {items} > {limits.max_work_group_size} work-items")
-        for size, most in zip(local_size, limits.max_work_item_sizes, strict=False):
-            if size > most:
-                return Infeasible(f"local size {local_size} > {limits.max_work_item_sizes}")
-        for argument in self.arguments(workload, config):
-            broken = _argument_limit(argument, limits)
-            if broken:
-                return Infeasible(broken)
-        return None
+        return next((found for found in checks(self, workload, config, limits) if found), None)
 
     def feasible(
         self, workload: Workload, limits: DeviceLimits, kind: str | None = None
     ) -> list[Config]:
         """Every configuration that nothing speaks against, in the order of :meth:`space`."""
         return [c for c in self.space(workload, kind) if self.check(workload, c, limits) is None]
-
-
-def _argument_limit(argument: Argument, limits: DeviceLimits) -> str | None:
-    if argument.nbytes > limits.max_alloc:
-        return f"{argument.name} {argument.nbytes} > {limits.max_alloc} bytes (largest allocation)"
-    if argument.memory == "image1d" and argument.texels > limits.image_max_buffer_size:
-        texels, limit = argument.texels, limits.image_max_buffer_size
-        return f"{argument.name} image buffer {texels} > {limit} texels"
-    if argument.memory == "image2d":
-        height, width = argument.shape[:2]
-        if height > limits.image2d_max_height or width > limits.image2d_max_width:
-            most = f"{limits.image2d_max_width} x {limits.image2d_max_height}"
-            return f"{argument.name} image {width} x {height} > {most}"
-    return None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from ..attention import KV_DTYPES
 from ..linear import LinearSpec
 from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
 from . import heads
@@ -25,6 +27,9 @@ class GemvSpec(LinearSpec):
     Parameters beside those of the layout: ``LX`` row tiles to a work-group, ``KS`` ways to split k
     within it, ``G`` row groups to a work-item, ``U`` unrolling within a block of columns.
     """
+
+    #: The dtype of the caches where heads are fused, beside the weight's.
+    dtypes = MappingProxyType({**LinearSpec.dtypes, "kv": tuple(KV_DTYPES)})
 
     op = "gemv"
     file = "gemv/gemv.cl"

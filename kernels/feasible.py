@@ -1,0 +1,75 @@
+"""What keeps a configuration from running on a device: each check, and by how much it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf, prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .types import Argument, Config, DeviceLimits, KernelSpec, Workload
+
+
+@dataclass(frozen=True)
+class Infeasible:
+    """Why a configuration cannot run: the constraint, in words with both numbers.
+
+    ``excess`` is what it needs over what the device has, infinite for what the device has nothing
+    of; 0 for a constraint of the operation's own, which is no limit of the device.
+    """
+
+    reason: str
+    excess: float = 0.0
+
+
+def checks(
+    spec: KernelSpec, workload: Workload, config: Config, limits: DeviceLimits
+) -> Iterator[Infeasible | None]:
+    """Every check of a configuration in turn: what it breaks, or None.
+
+    Between two of them nothing is kept: what each says depends on the parameters that it reads of
+    ``config`` itself. :mod:`.capability` rules out whole parts of a space by that.
+    """
+    missing = spec.variant(config.variant).requires - limits.features
+    yield Infeasible(f"needs {', '.join(sorted(missing))}", inf) if missing else None
+    broken = spec.constraint(workload, config, limits)
+    yield Infeasible(broken) if broken else None
+    local, most = spec.local_memory(workload, config), limits.local_memory
+    yield _over(local, most, f"local memory {local} > {most} bytes") if local > most else None
+    yield _group_limit(spec.geometry(workload, config).local_size, limits)
+    broken_ones = (_argument_limit(each, limits) for each in spec.arguments(workload, config))
+    yield next((found for found in broken_ones if found), None)
+
+
+def _group_limit(local_size: tuple[int, ...], limits: DeviceLimits) -> Infeasible | None:
+    items, most = prod(local_size), limits.max_work_group_size
+    if items > most:
+        return _over(items, most, f"work-group {items} > {most} work-items")
+    for size, most in zip(local_size, limits.max_work_item_sizes, strict=False):
+        if size > most:
+            return _over(size, most, f"local size {local_size} > {limits.max_work_item_sizes}")
+    return None
+
+
+def _argument_limit(argument: Argument, limits: DeviceLimits) -> Infeasible | None:
+    nbytes, most = argument.nbytes, limits.max_alloc
+    if nbytes > most:
+        return _over(nbytes, most, f"{argument.name} {nbytes} > {most} bytes (largest allocation)")
+    if argument.memory == "image1d" and argument.texels > limits.image_max_buffer_size:
+        texels, most = argument.texels, limits.image_max_buffer_size
+        return _over(texels, most, f"{argument.name} image buffer {texels} > {most} texels")
+    if argument.memory == "image2d":
+        sides, largest = (
+            argument.shape[1::-1],
+            (limits.image2d_max_width, limits.image2d_max_height),
+        )
+        for side, most in zip(sides, largest, strict=True):
+            if side > most:
+                what = f"{sides[0]} x {sides[1]} > {largest[0]} x {largest[1]}"
+                return _over(side, most, f"{argument.name} image {what}")
+    return None
+
+
+def _over(needed: int, most: int, reason: str) -> Infeasible:
+    return Infeasible(reason, needed / most if most > 0 else inf)
