@@ -60,8 +60,9 @@ model: $(VENV)/.installed-dev ## fetch the model that the tests use
 test: check model ## everything that CI runs
 	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-long: install model ## the tests that take minutes
-	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+test-long: install model ## the tests that take minutes; RECORD=FILE keeps what came of them
+	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest -m long \
+	  $(if $(RECORD),-p clk_record --record '$(RECORD)') $(PYTEST_ARGS)
 
 walk: ## follow the README, command by command, in a fresh clone
 	$(PYTHON) tests/walk.py

@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 
+import clk_barriers
 import clk_oclgrind
 from clk_cases import TINY
 from clkiln.kernels import SPECS
 
-SECONDS = 300
+#: For one run of the simulator: the default set, or one of the long ones.
+SECONDS = {"few": 300, "many": 3600, "mutants": 3600}
+
+#: Barriers that nothing would miss in a kernel, by operation, and why they are there all the same.
+ONLY_ONE = "the kernel's only reduction: nobody reads the scratch of one before it"
+NOT_NEEDED = {("gemv", "reduce.clh 1"): ONLY_ONE, ("rmsnorm", "reduce.clh 1"): ONLY_ONE}
 
 
 def find_driver() -> Path | None:
@@ -27,16 +33,16 @@ def find_driver() -> Path | None:
     return next((path for pattern in patterns for path in sorted(prefix.glob(pattern))), None)
 
 
-def run_cases(environment: dict[str, str], kind: str) -> dict[str, str]:
+def run_cases(environment: dict[str, str], which: str, kind: str) -> dict[str, str]:
     """What the simulator said of each case; empty where all is well. One run, if none crashes."""
     reports: dict[str, str] = {}
     while True:
         done = subprocess.run(
-            [sys.executable, clk_oclgrind.__file__, kind, str(len(reports))],
+            [sys.executable, clk_oclgrind.__file__, which, kind, str(len(reports))],
             env=environment,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=SECONDS[which],
             check=False,
         )
         before, *cases = done.stderr.split(clk_oclgrind.CASE)
@@ -50,8 +56,8 @@ def run_cases(environment: dict[str, str], kind: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """What the simulator said, by kind of variant and case."""
+def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What the simulator runs in, by kind of variant."""
     driver = find_driver()
     if driver is None:
         pytest.skip("needs Oclgrind (Debian package oclgrind)")
@@ -63,28 +69,78 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
         "OCLGRIND_MAX_ERRORS": "100000",  # past this number it is silent
     }
     # It takes what an image is created with for uninitialised.
-    return {
-        "buffer": run_cases(environment | {"OCLGRIND_UNINITIALIZED": "1"}, "buffer"),
-        "image": run_cases(environment, "image"),
-    }
+    return {"buffer": environment | {"OCLGRIND_UNINITIALIZED": "1"}, "image": environment}
+
+
+Reports = dict[str, dict[str, str]]
+
+
+def run_set(environments: dict[str, dict[str, str]], which: str) -> Reports:
+    """What the simulator said, by kind of variant and case."""
+    return {kind: run_cases(found, which, kind) for kind, found in environments.items()}
+
+
+@pytest.fixture(scope="module")
+def few(environments: dict[str, dict[str, str]]) -> Reports:
+    return run_set(environments, "few")
+
+
+@pytest.fixture(scope="module")
+def many(environments: dict[str, dict[str, str]]) -> Reports:
+    return run_set(environments, "many")
+
+
+@pytest.fixture(scope="module")
+def mutants(environments: dict[str, dict[str, str]]) -> Reports:
+    return run_set(environments, "mutants")
 
 
 def test_every_operation_has_tiny_workloads() -> None:
     assert set(TINY) == set(SPECS)
 
 
-@pytest.mark.parametrize(
-    ("op", "kind"),
-    [(op, kind) for op in SPECS for kind in sorted({v.kind for v in SPECS[op].variants})],
-)
-def test_kernels_are_clean(reports: dict[str, dict[str, str]], op: str, kind: str) -> None:
-    cases = {name: text for name, text in reports[kind].items() if name.split(" ")[0] == op}
+KINDS = [(op, kind) for op in SPECS for kind in sorted({v.kind for v in SPECS[op].variants})]
+
+
+@pytest.mark.parametrize(("op", "kind"), KINDS)
+def test_kernels_are_clean(few: Reports, op: str, kind: str) -> None:
+    assert_clean(few[kind], op)
+
+
+@pytest.mark.parametrize("kind", ["buffer", "image"])
+def test_a_missing_barrier_is_found(few: Reports, kind: str) -> None:
+    """The last case of each run, so the simulator still reported at its end."""
+    assert "data race" in few[kind][clk_oclgrind.PLANTED]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize(("op", "kind"), KINDS)
+def test_many_configurations_are_clean(many: Reports, op: str, kind: str) -> None:
+    """The corners of each variant's space and twenty configurations by chance."""
+    assert_clean(many[kind], op)
+    assert "data race" in many[kind][clk_oclgrind.PLANTED]
+
+
+def assert_clean(reports: dict[str, str], op: str) -> None:
+    cases = {name: text for name, text in reports.items() if name.split(" ")[0] == op}
     assert cases
     dirty = [f"{name}\n{text}" for name, text in cases.items() if text]
     assert not dirty, "\n\n".join(text[:1000] for text in dirty[:5])
 
 
-@pytest.mark.parametrize("kind", ["buffer", "image"])
-def test_a_missing_barrier_is_found(reports: dict[str, dict[str, str]], kind: str) -> None:
-    """The last case of each run, so the simulator still reported at its end."""
-    assert "data race" in reports[kind][clk_oclgrind.PLANTED]
+BARRIERS = [(op, str(barrier)) for op in SPECS for barrier in clk_barriers.barriers(SPECS[op])]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize(("op", "barrier"), BARRIERS)
+def test_every_barrier_is_missed(mutants: Reports, op: str, barrier: str) -> None:
+    """Taken out, each is seen by the simulator as a race; or the table says why it is not."""
+    start = f"{op} without {barrier}: "
+    found = {
+        n: t for reports in mutants.values() for n, t in reports.items() if n.startswith(start)
+    }
+    assert found, f"no configuration of {op} reaches {barrier}"
+    caught = any("data race" in text for text in found.values())
+    assert caught != ((op, barrier) in NOT_NEEDED), f"{start}{len(found)} cases, caught: {caught}"

@@ -3,8 +3,9 @@
 Before each case it writes a line to standard error, so that what the simulator reports there (data
 races, uninitialised reads, accesses out of bounds) can be told apart by case.
 
-Arguments: the kind of variants to run (buffer, image), and how many cases to leave out: the
-simulator itself crashes on some vector expressions, and one crash should not hide what follows it.
+Arguments: which set to run (few, many, mutants), the kind of variants (buffer, image), and how many
+cases to leave out: the simulator itself crashes on some vector expressions, and one crash should not
+hide what follows it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from itertools import islice
 
 import numpy as np
 
+from clk_barriers import mutants
 from clk_cases import TINY, sample, small_tiles
 from clk_run import Limits, Runner
 from clkiln.kernels import SPECS
@@ -54,13 +56,19 @@ def try_case(runner: Runner, spec: KernelSpec, workload: Workload, config: Confi
         say(WRONG + str(error).splitlines()[0])
 
 
-def cases(limits: Limits, kind: str) -> Iterator[tuple[str, KernelSpec, Workload, Config]]:
+#: Configurations by chance of each variant, beside the corners of its space.
+RANDOM = {"few": 2, "many": 20}
+
+
+def cases(
+    limits: Limits, kind: str, random: int
+) -> Iterator[tuple[str, KernelSpec, Workload, Config]]:
     """Every case with its name, the one that has a race last; the same ones in every run."""
     rng = np.random.default_rng(7)
     for op, spec in SPECS.items():
         for text in TINY.get(op, ()):
             workload = Workload.parse(text)
-            chosen = sample(spec, workload, limits, rng, 2)
+            chosen = sample(spec, workload, limits, rng, random)
             for config in chosen + small_tiles(spec, workload, limits, rng):
                 if spec.variant(config.variant).kind == kind:
                     yield f"{workload} {config}", spec, workload, config
@@ -68,7 +76,7 @@ def cases(limits: Limits, kind: str) -> Iterator[tuple[str, KernelSpec, Workload
     yield PLANTED, RacySoftmax(), racy, Config.of("buffer", LX=16, V=1)
 
 
-def main(kind: str, skipped: int) -> None:
+def main(which: str, kind: str, skipped: int) -> None:
     (device,) = (
         device
         for platform in cl.get_platforms()
@@ -76,10 +84,14 @@ def main(kind: str, skipped: int) -> None:
         for device in platform.get_devices()
     )
     runner = Runner(device, OPTIONS)
-    for name, spec, workload, config in islice(cases(runner.limits, kind), skipped, None):
+    if which == "mutants":
+        chosen = mutants(runner.limits, kind)
+    else:
+        chosen = cases(runner.limits, kind, RANDOM[which])
+    for name, spec, workload, config in islice(chosen, skipped, None):
         say(CASE + name)
         try_case(runner, spec, workload, config)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
