@@ -175,7 +175,7 @@ class TuningJob:
         #: The device, and why it was chosen, as a phrase.
         self.device, self.why = choose_device(device, digest, self._warn)
         #: All of the workloads, and those of them that are wanted.
-        self.uses = self._standard(kernels) if self.model is None else _uses(self.model)
+        self.uses = self._standard(kernels) if self.model is None else self._uses(self.model)
         self.wanted = self.uses if self.model is None else _only(self.uses, kernels)
         lacking = self.variants.lacking(use.workload.op for use in self.wanted)
         if lacking:
@@ -198,6 +198,10 @@ class TuningJob:
         if not found:
             raise UsageError(f"no standard shape fits {info.name} and its memory: name a model")
         return found
+
+    def _uses(self, model: Model) -> list[Use]:
+        graph = Graph(model.config, model.weights, DEFAULT_KV, self.device.info)
+        return uses(graph, model.config.context_length)
 
     @cached_property
     def store(self) -> Store:
@@ -353,11 +357,6 @@ def _check_kernels(names: Sequence[str], ops: Collection[str], where: str) -> No
     for name in names:
         if name not in ops:
             raise UsageError(f"no kernel {name!r} in {where}; it has {', '.join(sorted(ops))}")
-
-
-def _uses(model: Model) -> list[Use]:
-    graph = Graph(model.config, model.weights, DEFAULT_KV)
-    return uses(graph, model.config.context_length)
 
 
 def _figures(result: TuneResult, speeds: dict[str, float | None]) -> dict[str, Any]:

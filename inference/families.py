@@ -17,7 +17,7 @@ from ..errors import ModelError
 from ..kernels.types import Array
 from .config import ModelConfig, tensor_shapes
 from .rope import Rope, RopeStyle
-from .tensors import TensorInfo
+from .tensors import WHOLE, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,6 @@ class Tensors:
     def codings(self) -> set[str]:
         return {info.dtype for info in self.tensors.values()}
 
-    def raw(self, name: str) -> Array:
+    def raw(self, name: str, rows: slice = WHOLE) -> Array:
         """There is none."""
         raise ModelError(f"{self.config.name} is a list of sizes: {name} has no data")

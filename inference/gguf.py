@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError, UnsupportedModel
 from .files import map_file
-from .tensors import TensorInfo
+from .tensors import WHOLE, TensorInfo
 
 #: ggml type number -> (name, elements in a block, bytes of a block).
 _TYPES: dict[int, tuple[str, int, int]] = {
@@ -90,8 +90,8 @@ class GGUFFile:
         metadata, tensors, end = reader.header()
         return cls(path, data, MappingProxyType(metadata), MappingProxyType(tensors), end)
 
-    def raw(self, name: str) -> NDArray[Any]:
-        """A read-only view of a tensor's data in the file; nothing is copied.
+    def raw(self, name: str, rows: slice = WHOLE) -> NDArray[Any]:
+        """A read-only view of a tensor's data in the file, or of some rows; nothing is copied.
 
         Element types (f32, f16, bf16 as uint16, integers) come typed in the tensor's own shape;
         block types as ``uint8 [rows, bytes per row]``. Raises ``ModelError`` for an unknown name.
@@ -103,8 +103,8 @@ class GGUFFile:
             raise ModelError(f"{self.path} has no tensor {name}")
         flat = np.frombuffer(self._data, np.uint8, info.nbytes, info.offset)
         if info.dtype in _NUMPY:
-            return flat.view(_NUMPY[info.dtype]).reshape(info.shape)
-        return flat.reshape(info.rows, info.row_bytes)
+            return flat.view(_NUMPY[info.dtype]).reshape(info.shape)[rows]
+        return flat.reshape(info.rows, info.row_bytes)[rows]
 
     def place(self, name: str) -> tuple[Path, str]:
         return self.path, name

@@ -16,10 +16,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..kernels.types import Workload
+from ..kernels.split import pieces
+from ..kernels.types import DeviceLimits, Workload
 from ..kernels.uses import Phase, Use, layout_groups
 from .buckets import TOKENS, TUNED_CONTEXTS, context_bucket
 from .config import ModelConfig
+from .weights import piece_name
 
 #: Decoded tokens and prefill passes of the typical request that the tuner optimises for.
 DECODE_STEPS, PREFILL_STEPS = 256, 4
@@ -47,16 +49,53 @@ class Step:
 
 
 class Graph:
-    """The steps of one model with one KV cache dtype."""
+    """The steps of one model with one KV cache dtype, on a device with ``limits``.
 
-    def __init__(self, config: ModelConfig, weights: WeightTypes, kv: str) -> None:
-        self.config, self.weights, self.kv = config, weights, kv
+    A matrix that is too large for the device is split (:mod:`..kernels.split`): each piece is a
+    weight of its own, read by a launch of its own. Without limits nothing is.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: WeightTypes, kv: str, limits: DeviceLimits | None
+    ) -> None:
+        self.config, self.weights, self.kv, self.limits = config, weights, kv, limits
+        self._pieces: dict[tuple[int, int, str, bool], list[tuple[int, int]]] = {}
 
     def body(self, m: int, ctx: int) -> Iterator[Step]:
         """From token ids to the residual stream ``x``, for ``m`` tokens and a context bucket.
 
         A bucket of contexts that does not hold the bucket of tokens is widened to do so.
         """
+        for step in self._body(m, ctx):
+            yield from self._split(step)
+
+    def head(self) -> Iterator[Step]:
+        """From row 0 of ``x`` to ``logits`` and the greedy ``pick``."""
+        for step in self._head():
+            yield from self._split(step)
+
+    def pieces(self, step: Step) -> list[tuple[int, int]]:
+        """The rows of a step's matrix that the device can hold at once; mostly all of them."""
+        workload = step.workload
+        n, k, dtype = workload.size("n"), workload.size("k"), workload.tag("w")
+        if self.limits is None:
+            return [(0, n)]
+        key = n, k, dtype, workload.tag("fuse", "none") == "swiglu"
+        if key not in self._pieces:
+            self._pieces[key] = pieces(n, k, dtype, self.limits, paired=key[-1])
+        return self._pieces[key]
+
+    def _split(self, step: Step) -> Iterator[Step]:
+        """A step as it is, or one for each piece of its matrix."""
+        if step.workload.op not in MATRIX_OPS or len(rows := self.pieces(step)) == 1:
+            yield step
+            return
+        n, name = step.workload.size("n"), step.tensors["w"]
+        for start, stop in rows:
+            own = {"w": piece_name(name, start, stop), "piece": f"piece {start}"}
+            yield Step(step.workload.replace(n=stop - start, of=n), {**step.tensors, **own})
+
+    def _body(self, m: int, ctx: int) -> Iterator[Step]:
         c, ctx = self.config, max(ctx, context_bucket(m))
         embedding = Workload.of(
             "embedding", n=c.vocab, k=c.hidden, m=m, w=self.weights.dtype("token_embd")
@@ -67,8 +106,7 @@ class Graph:
             yield from self._attention(f"blk.{i}", m, ctx)
             yield from self._feed_forward(f"blk.{i}", m)
 
-    def head(self) -> Iterator[Step]:
-        """From row 0 of ``x`` to ``logits`` and the greedy ``pick``."""
+    def _head(self) -> Iterator[Step]:
         c = self.config
         yield self._norm("output_norm", 1)
         name = "token_embd" if c.tied else "output"
@@ -118,7 +156,8 @@ class Graph:
         width = c.q_dim + 2 * c.kv_dim
         *before, qkv = self._normed(f"{layer}.attn_norm", f"{layer}.qkv", m, n=width, y="qkv")
         yield from before
-        if m == 1 and not c.qk_norm:
+        # Both rows of a pair have to be there: pieces may cut a head.
+        if m == 1 and not c.qk_norm and len(self.pieces(qkv)) == 1:
             rotary: dict[str, int | str] = {
                 "fuse": "qkv",
                 "rope_dim": c.rope.dim,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import ModelError
 from .files import INDEX, MAX_JSON, WEIGHTS, parse_object, read_bytes
 from .safetensors import SafetensorsFile
-from .tensors import TensorInfo
+from .tensors import WHOLE, TensorInfo
 
 #: Bytes up to which a tokenizer is read, many times what any needs.
 MAX_TOKENIZER = 256 << 20
@@ -104,12 +104,12 @@ class HFDirectory:
             return repository.removeprefix("models--").replace("--", "/")
         return path.name
 
-    def raw(self, name: str) -> NDArray[Any]:
-        """A view of a tensor, by GGUF's name; ``ModelError`` for an unknown one."""
+    def raw(self, name: str, rows: slice = WHOLE) -> NDArray[Any]:
+        """A view of a tensor or some rows, by GGUF's name; ``ModelError`` for an unknown one."""
         if name not in self._place:
             raise ModelError(f"{self.path} has no tensor {hf_name(name)}")
         shard, own = self._place[name]
-        return shard.raw(own)
+        return shard.raw(own, rows)
 
     def place(self, name: str) -> tuple[Path, str]:
         """The file that holds a tensor, and its name there; for one that is not, where it lacks."""

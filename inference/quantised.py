@@ -21,7 +21,7 @@ from ..errors import ModelError, UsageError
 from ..kernels.coding import BLOCK
 from ..kernels.formats import row_bytes
 from ..kernels.quantise import QUANTISERS, quantise
-from .tensors import FLOATS, TensorFiles, TensorInfo, as_float32
+from .tensors import FLOATS, WHOLE, TensorFiles, TensorInfo, as_float32
 
 #: Numbers that a thread quantises at once.
 _CHUNK = 1 << 20
@@ -63,12 +63,12 @@ class QuantisedFiles:
         """That of the source, and the coding."""
         return hashlib.sha256(f"{self.source.digest()} {self.kind}".encode()).hexdigest()[:32]
 
-    def raw(self, name: str) -> NDArray[Any]:
+    def raw(self, name: str, rows: slice = WHOLE) -> NDArray[Any]:
         """Blocks ``uint8 [rows, bytes per row]`` of what is quantised, else the source's view.
 
         Raises ``ModelError``, naming the tensor, for numbers that can't be quantised.
         """
-        raw = self.source.raw(name)
+        raw = self.source.raw(name, rows)
         if name not in self._quantised:
             return raw
         dtype, columns = self.source.tensors[name].dtype, raw.shape[1]

@@ -50,7 +50,7 @@ class Runner:
         # Positions from the start that were computed in whole chunks: these same launches would
         # compute them in any run over the same tokens.
         self._repeatable = 0
-        self.graph = Graph(config, weights, kv)
+        self.graph = Graph(config, weights, kv, context.info)
         self.planner = Planner(context, loader, chooser, ResidentWeights(context, weights), warn)
         #: Seconds that packing and uploading the weights took.
         self.weights_seconds = 0.0
@@ -200,8 +200,13 @@ class Runner:
         self.planner.load(choices)
 
     def _vectors(self, steps: Sequence[Step]) -> None:
-        """Norms and biases; a weight that is no matrix is a vector of the file."""
+        """Norms and biases; a weight that is no matrix is a vector of the file. And where the
+        pieces of split matrices begin."""
         for step in steps:
+            piece = step.tensors.get("piece")
+            if piece and piece not in self.planner.tensors:
+                first = np.array([piece.split()[1]], np.int32)
+                self.planner.tensors[piece] = self.context.upload(first, what=piece)
             names = [step.tensors[name] for name in VECTORS if name in step.tensors]
             if step.workload.op == "rmsnorm":
                 names.append(step.tensors["w"])

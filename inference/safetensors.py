@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError, UnsupportedModel
 from .files import map_file, parse_object
-from .tensors import TensorInfo
+from .tensors import WHOLE, TensorInfo
 
 #: The format's dtypes that a model's weights come in -> our name, NumPy's type (bf16 has none).
 _DTYPES = {
@@ -64,14 +64,14 @@ class SafetensorsFile:
         tensors, end = _Header(path, data).read()
         return cls(path, data, MappingProxyType(tensors), end)
 
-    def raw(self, name: str) -> NDArray[Any]:
-        """A read-only view of a tensor in its own shape (bf16 as uint16); nothing is copied.
-        ``ModelError`` for an unknown name."""
+    def raw(self, name: str, rows: slice = WHOLE) -> NDArray[Any]:
+        """A read-only view of a tensor in its own shape (bf16 as uint16), or of some rows; nothing
+        is copied. ``ModelError`` for an unknown name."""
         info = self.tensors.get(name)
         if info is None:
             raise ModelError(f"{self.path} has no tensor {name}")
         flat = np.frombuffer(self._data, np.uint8, info.nbytes, info.offset)
-        return flat.view(_NUMPY[info.dtype]).reshape(info.shape)
+        return flat.view(_NUMPY[info.dtype]).reshape(info.shape)[rows]
 
     def digest(self) -> bytes:
         """sha256 of header and size; as cheap, and as blind to weights, as that of a GGUF file."""

@@ -86,7 +86,7 @@ def standard_uses(
     is for trials (None: all workloads are taken), ``ops`` limits the set to operations. A use's
     share of the time is what it stands for: its own and that of what is nearest to it.
     """
-    units = [unit for unit in _units(memory, kv, ops) if _runs(unit, limits)]
+    units = [unit for unit in _units(limits, memory, kv, ops) if _runs(unit, limits)]
     chosen = _choose(units, seconds)
     shares = _stands_for(chosen, units)
     return [use for unit, share in zip(chosen, shares, strict=True) for use in unit.weighted(share)]
@@ -95,7 +95,7 @@ def standard_uses(
 def standard_operations(kv: str) -> list[str]:
     """The operations that the standard set has workloads of."""
     plain = next(mix for mix in MIXES if mix.linear == mix.finer == mix.head == "f16")
-    return sorted({use.workload.op for use in family_uses(FAMILIES[0], plain, kv)})
+    return sorted({use.workload.op for use in family_uses(FAMILIES[0], plain, kv, None)})
 
 
 def trial_seconds(workload: Workload) -> float:
@@ -111,12 +111,12 @@ def _least(workload: Workload) -> float:
     return max(spec.bytes(workload), spec.flops(workload) / _FLOPS_PER_BYTE, 20_000.0)
 
 
-def _units(memory: int, kv: str, ops: Collection[str]) -> list[Unit]:
+def _units(limits: DeviceLimits, memory: int, kv: str, ops: Collection[str]) -> list[Unit]:
     """Everything that there is to choose from, shares summing to that of all families."""
     named: list[tuple[Use, str, float]] = []
     for family in FAMILIES:
         for mix in MIXES:
-            found = family_uses(family, mix, kv)
+            found = family_uses(family, mix, kv, limits)
             if not found or _weight_bytes(found) > memory:
                 continue
             whole = sum(use.cost(_least(use.workload)) for use in found)
@@ -135,13 +135,14 @@ def _units(memory: int, kv: str, ops: Collection[str]) -> list[Unit]:
     return list(units.values())
 
 
-def family_uses(family: Family, mix: Mix, kv: str) -> list[Use]:
-    """What a model of ``family`` in ``mix`` launches; nothing where a coding has no kernels."""
+def family_uses(family: Family, mix: Mix, kv: str, limits: DeviceLimits | None) -> list[Use]:
+    """What a model of ``family`` in ``mix`` launches on a device; nothing where a coding has no
+    kernels."""
     config = family.config()
     tensors = Tensors(config, mix)
     if not tensors.codings() <= {*DTYPES}:
         return []
-    return uses(Graph(config, Weights(tensors, config), kv), config.context_length)
+    return uses(Graph(config, Weights(tensors, config), kv, limits), config.context_length)
 
 
 def _weight_bytes(found: Iterable[Use]) -> int:

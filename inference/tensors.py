@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 #: Element types of floats.
 FLOATS = ("f32", "f16", "bf16")
+#: All rows of a tensor.
+WHOLE = slice(None)
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,10 @@ class TensorSource(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
 
-    def raw(self, name: str) -> NDArray[Any]:
+    def raw(self, name: str, rows: slice = WHOLE) -> NDArray[Any]:
         """A tensor's data: element types typed and in the tensor's own shape (bf16 as uint16),
-        block types as ``uint8 [rows, bytes per row]``. ``ModelError`` for an unknown name."""
+        block types as ``uint8 [rows, bytes per row]``; of all rows or some. ``ModelError`` for an
+        unknown name."""
         ...
 
 

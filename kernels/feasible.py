@@ -38,7 +38,7 @@ def checks(
     local, most = spec.local_memory(workload, config), limits.local_memory
     yield _over(local, most, f"local memory {local} > {most} bytes") if local > most else None
     yield _group_limit(spec.geometry(workload, config).local_size, limits)
-    broken_ones = (_argument_limit(each, limits) for each in spec.arguments(workload, config))
+    broken_ones = (argument_limit(each, limits) for each in spec.arguments(workload, config))
     yield next((found for found in broken_ones if found), None)
 
 
@@ -52,7 +52,8 @@ def _group_limit(local_size: tuple[int, ...], limits: DeviceLimits) -> Infeasibl
     return None
 
 
-def _argument_limit(argument: Argument, limits: DeviceLimits) -> Infeasible | None:
+def argument_limit(argument: Argument, limits: DeviceLimits) -> Infeasible | None:
+    """Which limit of a device the memory of ``argument`` exceeds; None if none."""
     nbytes, most = argument.nbytes, limits.max_alloc
     if nbytes > most:
         return _over(nbytes, most, f"{argument.name} {nbytes} > {most} bytes (largest allocation)")

@@ -12,13 +12,30 @@ from functools import cached_property
 
 import numpy as np
 
-from .coding import FLOATS, Coding, coding_of
+from .coding import FLOATS, STORED_BITS, Coding, coding_of
 from .formats import plane_sizes
 from .types import TEXEL_BYTES, Argument, Array, Memory
 from .weights import Matrix
 
+#: Texels to a row of a folded image.
+WIDTHS = (2048, 8192)
 #: Numbers that are packed at a time, so that what lies between file and layout stays in a cache.
 CHUNK = 1 << 18
+
+
+def layout_space(dtype: str, memory: Memory) -> dict[str, tuple[int, ...]]:
+    """What a search may choose of a layout: rows ``R``, bits of a scale ``S``, texels ``IW``."""
+    coding = coding_of(dtype)
+    space: dict[str, tuple[int, ...]] = {"R": (4, 8, 16)}
+    if coding:
+        space["S"] = STORED_BITS[coding.scales]
+    if memory == "image2d":
+        space["IW"] = WIDTHS
+        if coding:
+            space["R"] = (16,)  # sixteen codes are one texel
+        elif dtype == "bf16":
+            space["R"] = (8, 16)  # eight numbers are one texel
+    return space
 
 
 @dataclass(frozen=True)
@@ -69,11 +86,14 @@ class Layout:
     def coding(self) -> Coding | None:
         return coding_of(self.dtype)
 
+    @property
+    def halves(self) -> int:
+        """Parts of the rows whose groups alternate."""
+        return 2 if self.paired else 1
+
     def groups(self, rows: int) -> int:
         """Row groups after padding; for paired layouts of both halves together."""
-        if self.paired:
-            return 2 * -(-(rows // 2) // self.rows)
-        return -(-rows // self.rows)
+        return self.halves * -(-(rows // self.halves) // self.rows)
 
     def memory_of(self, part: str) -> Memory:
         """Where a part lies: codes and their high bits in the image, scales always in buffers."""
@@ -122,7 +142,7 @@ def pack(matrix: Matrix, layout: Layout) -> dict[str, Array]:
     kinds, size = layout.parts(matrix.cols), layout.rows
     places = {a.name.partition(".")[2]: a for a in layout.arguments("", matrix.rows, matrix.cols)}
     packed = {part: np.zeros(place.shape, place.dtype) for part, place in places.items()}
-    halves = 2 if layout.paired else 1
+    halves = layout.halves
     per_half = matrix.rows // halves
     views = {
         part: packed[part].reshape(-1).view(kind)[: layout.groups(matrix.rows) * n * size]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .coding import DTYPES, STORED_BITS, coding_of
-from .layout import Layout, pack
+from .layout import Layout, layout_space, pack
 from .types import (
     Argument,
     Array,
     Config,
     DeviceLimits,
     KernelSpec,
+    Memory,
     Role,
     Value,
     Variant,
@@ -23,12 +25,13 @@ from .types import (
 )
 from .weights import Matrix, row_bytes
 
-#: Texels to a row of a folded image.
-WIDTHS = (2048, 8192)
-
 
 class WeightSpec(KernelSpec):
     """An operation on a weight ``w`` of the workload's dtype, in any :class:`~.layout.Layout`.
+
+    With a size ``of`` the weight is a piece of a matrix that is too large for the device
+    (:mod:`~.split`): the operation does the ``n`` of ``of`` rows from ``piece[0]`` on, and leaves
+    alone what belongs to the others.
 
     Parameters of the layout, the same in every such operation: ``R`` rows interleaved, ``S`` bits
     of a scale (quantised only; 8: bytes times super-scales), ``IW`` width of the image (image
@@ -58,18 +61,8 @@ class WeightSpec(KernelSpec):
     def layout_parameters(
         self, workload: Workload, variant: Variant
     ) -> dict[str, tuple[Value, ...]]:
-        dtype = workload.tag("w")
-        coding = coding_of(dtype)
-        space: dict[str, tuple[Value, ...]] = {"R": (4, 8, 16)}
-        if coding:
-            space["S"] = STORED_BITS[coding.scales]
-        if variant.kind == "image":
-            space["IW"] = WIDTHS
-            if coding:
-                space["R"] = (16,)  # sixteen codes are one texel
-            elif dtype == "bf16":
-                space["R"] = (8, 16)  # eight numbers are one texel
-        return space
+        memory: Memory = "image2d" if variant.kind == "image" else "buffer"
+        return {**layout_space(workload.tag("w"), memory)}
 
     def layout_of(self, workload: Workload, config: Config) -> Layout:
         image = self.variant(config.variant).kind == "image"
@@ -103,11 +96,31 @@ class WeightSpec(KernelSpec):
             values["IW"] = parsed.width
         return ("image" if parsed.memory == "image2d" else "buffer"), values
 
+    def whole(self, workload: Workload) -> int:
+        """Rows of the whole matrix, which are more than ``n`` where the weight is a piece of it."""
+        return workload.size("of") if self.is_piece(workload) else workload.size("n")
+
+    def is_piece(self, workload: Workload) -> bool:
+        return "of" in dict(workload.items)
+
+    def piece_argument(self, workload: Workload) -> tuple[Argument, ...]:
+        """``piece``: the first row of the piece; nothing where the weight is whole."""
+        argument = Argument("piece", "input", "int32", (1,))
+        return (argument,) if self.is_piece(workload) else ()
+
+    def piece_input(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
+        if not self.is_piece(workload):
+            return {}
+        most = self.whole(workload) - workload.size("n")
+        return {"piece": rng.integers(0, most, 1, np.int32, endpoint=True)}
+
     def weight_defines(self, workload: Workload, config: Config) -> dict[str, Value]:
         layout = self.layout_of(workload, config)
         coding = layout.coding
         sizes = {"K": workload.size("k"), "N": workload.size("n")}
         defines: dict[str, Value] = {"R": layout.rows, **sizes}
+        if self.is_piece(workload):
+            defines["OF"] = self.whole(workload)
         if layout.memory == "image2d":
             defines |= {"IMAGE": 1, "IW": layout.width}
         if coding is None:
@@ -144,12 +157,11 @@ class LinearSpec(WeightSpec):
     Workload: sizes ``n`` (columns of ``y``) and ``k``; tags ``w`` (dtype), ``bias`` (yes: one is
     added to ``x W^T``, before anything else) and ``fuse``: ``none``; ``add``, which adds to what
     ``y`` holds (the residual stream); ``swiglu``, where ``W`` is gate rows over up rows, ``2n`` in
-    all, and ``y = silu(gate) * up``.
+    all, and ``y = silu(gate) * up``. Of a piece (``of``) ``y`` and the bias are those of the whole.
     """
 
     def weight_shape(self, workload: Workload) -> tuple[int, int]:
-        n = workload.size("n")
-        return (2 * n if self.paired(workload) else n), workload.size("k")
+        return self._halves(workload) * workload.size("n"), workload.size("k")
 
     def tokens(self, workload: Workload) -> int:
         return 1
@@ -164,39 +176,54 @@ class LinearSpec(WeightSpec):
         return defines
 
     def tensor_arguments(self, workload: Workload) -> tuple[Argument, ...]:
-        """Arguments behind the weight: x, the bias if there is one, y."""
-        n, k, m = workload.size("n"), workload.size("k"), self.tokens(workload)
+        """Arguments behind the weight: x, the bias if there is one, the piece if it is one, y."""
+        n, k, m = self.whole(workload), workload.size("k"), self.tokens(workload)
         arguments = [Argument("x", "input", "float32", (m, k))]
         if workload.tag("bias") == "yes":
-            rows, _ = self.weight_shape(workload)
-            arguments.append(Argument("bias", "input", "float32", (rows,)))
-        role: Role = "inout" if workload.tag("fuse") == "add" else "output"
-        return *arguments, Argument("y", role, "float32", (m, n))
+            arguments.append(Argument("bias", "input", "float32", (self._halves(workload) * n,)))
+        arguments += self.piece_argument(workload)
+        return *arguments, Argument("y", self._y_role(workload), "float32", (m, n))
+
+    def _y_role(self, workload: Workload) -> Role:
+        added = workload.tag("fuse") == "add"
+        return "inout" if added or self.is_piece(workload) else "output"
+
+    def _halves(self, workload: Workload) -> int:
+        return 2 if self.paired(workload) else 1
 
     def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
-        n, k, m = workload.size("n"), workload.size("k"), self.tokens(workload)
         rows, cols = self.weight_shape(workload)
+        x, *others = self.tensor_arguments(workload)
         inputs: dict[str, Any] = {
             "w": Matrix.random(workload.tag("w"), rows, cols, rng),
-            "x": rng.standard_normal((m, k), dtype=np.float32),
+            "x": rng.standard_normal(x.shape, dtype=np.float32),
         }
-        if workload.tag("bias") == "yes":
-            inputs["bias"] = rng.standard_normal(rows, dtype=np.float32)
-        if workload.tag("fuse") == "add":
-            inputs["y"] = rng.standard_normal((m, n), dtype=np.float32)
-        return inputs
+        for argument in others:
+            if argument.name == "bias" or argument.role == "inout":
+                inputs[argument.name] = rng.standard_normal(argument.shape, dtype=np.float32)
+        return inputs | self.piece_input(workload, rng)
 
     def reference(self, workload: Workload, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        y = inputs["w"].times(inputs["x"])
+        n, y = workload.size("n"), inputs["w"].times(inputs["x"])
+        start = int(inputs["piece"][0]) if self.is_piece(workload) else 0
+        own = slice(start, start + n)
         if workload.tag("bias") == "yes":
-            y = y + inputs["bias"]
+            halves = inputs["bias"].reshape(self._halves(workload), -1)
+            y = y + halves[:, own].reshape(-1)
         fuse = workload.tag("fuse")
         if fuse == "swiglu":
             gate, up = np.split(y, 2, axis=-1)
             y = gate / (1 + np.exp(-gate)) * up
         if fuse == "add":
-            y = y + inputs["y"]
+            y = y + inputs["y"][:, own]
+        if self.is_piece(workload):
+            y, part = inputs["y"].astype(np.float64), y
+            y[:, own] = part
         return {"y": y}
+
+    def tolerance(self, workload: Workload) -> float:
+        """The columns of others, which have no error, don't dilute that of a piece."""
+        return super().tolerance(workload) * sqrt(workload.size("n") / self.whole(workload))
 
     def flops(self, workload: Workload) -> int:
         rows, cols = self.weight_shape(workload)

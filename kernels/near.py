@@ -29,11 +29,13 @@ _SIZES = {"head_dim": 2.0, "kv_heads": 0.5, "rope_dim": 0.5}
 _TAGS = {"bias": 0.1, "eps": 0.01, "style": 0.25, "norm": 0.5}
 #: ``swiglu`` reads two rows for one result; the others change what is done with a result.
 _SAME_FUSE, _OTHER_FUSE = 0.1, 1.0
-#: What a workload has only with something fused into it; without an entry it is not fused. Such an
-#: item counts little beside the operation itself, and that the other lacks it counts nothing: the
-#: tag that says so (``norm``, ``fuse``) counts.
+#: What a workload has only with something fused into it, or as a piece of a larger weight (``of``);
+#: without an entry it has none. Such an item counts little beside the operation itself, and that
+#: the other lacks it counts nothing: the tag that says so (``norm``, ``fuse``) counts.
 _FUSED = {
-    "gemv": ("norm", "eps", "heads", "kv_heads", "head_dim", "rope_dim", "kv", "style"),
+    "gemv": ("norm", "eps", "heads", "kv_heads", "head_dim", "rope_dim", "kv", "style", "of"),
+    "gemm": ("of",),
+    "embedding": ("of",),
     "rope": ("norm", "eps"),
 }
 _FUSED_SHARE = 0.1

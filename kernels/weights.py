@@ -86,13 +86,13 @@ class Matrix:
         return Matrix(dtype, self.cols, encode_mixed(self.planes().recode(coding)))
 
 
-def concatenate(matrices: Sequence[Matrix]) -> Matrix:
-    """One matrix of all rows. Where dtypes differ, it has their :func:`common_dtype`."""
-    first = matrices[0]
-    if len(matrices) == 1:
-        return first
-    dtype = common_dtype(matrix.dtype for matrix in matrices)
-    return Matrix(dtype, first.cols, np.concatenate([m.recode(dtype).data for m in matrices]))
+def concatenate(matrices: Sequence[Matrix], dtype: str | None = None) -> Matrix:
+    """One matrix of all rows. It has their :func:`common_dtype`, or that of more than they are."""
+    dtype = dtype or common_dtype(matrix.dtype for matrix in matrices)
+    recoded = [matrix.recode(dtype) for matrix in matrices]
+    if len(recoded) == 1:
+        return recoded[0]
+    return Matrix(dtype, recoded[0].cols, np.concatenate([matrix.data for matrix in recoded]))
 
 
 def _scaled(

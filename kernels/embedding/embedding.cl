@@ -1,7 +1,9 @@
 // y[t, K] = row tokens[t] of W[N, K], decoded. A work-item writes V columns of one token.
 //
 //   LX column groups to a work-group   V columns to a work-item
-//   A token id outside the vocabulary yields zeros; the host checks ids before they get here.
+//   OF  the table has OF rows, of which W holds those from piece[0] on; the others' tokens are left
+//   A token id outside the vocabulary yields zeros, in a split table from its first piece; the host
+//   checks ids before they get here.
 #include "weights.clh"
 
 #ifdef IMAGE
@@ -77,12 +79,25 @@ static inline float weight_at(WEIGHT_ARGS(w), const size_t row, const int k) {
 }
 #endif
 
+#ifdef OF
+#define PIECE_ARG __global const int *restrict piece,
+#else
+#define PIECE_ARG
+#endif
+
 __kernel __attribute__((reqd_work_group_size(LX, 1, 1)))
-void embedding(WEIGHT_ARGS(w), __global const int *restrict tokens, __global float *restrict y) {
+void embedding(WEIGHT_ARGS(w), __global const int *restrict tokens, PIECE_ARG
+               __global float *restrict y) {
   const int t = get_global_id(1);
-  const int token = tokens[t];
+#ifdef OF
+  const bool known = tokens[t] >= 0 && tokens[t] < OF;
+  const int row = tokens[t] - piece[0];
+  const bool own = known ? row >= 0 && row < N : piece[0] == 0;
+#else
+  const int row = tokens[t];
+  const bool known = row >= 0 && row < N, own = true;
+#endif
   const int start = get_global_id(0) * V;
-  for (int k = start; k < min(start + V, K); k++)
-    y[(size_t)t * K + k] =
-        token >= 0 && token < N ? weight_at(WEIGHT(w), (size_t)token, k) : 0.0f;
+  for (int k = start; own && k < min(start + V, K); k++)
+    y[(size_t)t * K + k] = known ? weight_at(WEIGHT(w), (size_t)row, k) : 0.0f;
 }

@@ -15,6 +15,8 @@ from ..weights import Matrix
 class EmbeddingSpec(WeightSpec):
     """Workload ``embedding k m n w``: ``m`` tokens, a table of ``n`` rows of ``k`` columns.
 
+    Of a piece of a table (``of``) only the tokens whose rows it holds get theirs.
+
     It reads the table in whatever layout the output head wants, because the two are often one
     tensor: a look-up costs nothing beside a step.
 
@@ -63,18 +65,31 @@ class EmbeddingSpec(WeightSpec):
         return (
             *self.weight_arguments(workload, config),
             Argument("tokens", "input", "int32", (m,)),
-            Argument("y", "output", "float32", (m, k)),
+            *self.piece_argument(workload),
+            Argument("y", "inout" if self.is_piece(workload) else "output", "float32", (m, k)),
         )
 
     def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
-        n, k = workload.size("n"), workload.size("k")
-        tokens = rng.integers(0, n, workload.size("m"), dtype=np.int32)
-        return {"w": Matrix.random(workload.tag("w"), n, k, rng), "tokens": tokens}
+        n, k, m = workload.size("n"), workload.size("k"), workload.size("m")
+        inputs: dict[str, Any] = {"w": Matrix.random(workload.tag("w"), n, k, rng)}
+        tokens = rng.integers(0, self.whole(workload), m, dtype=np.int32)
+        if not self.is_piece(workload):
+            return inputs | {"tokens": tokens}
+        inputs |= self.piece_input(workload, rng)
+        tokens[0] = inputs["piece"][0] + rng.integers(n)  # one at least is its own
+        y = rng.standard_normal((m, k), dtype=np.float32)
+        return inputs | {"tokens": tokens, "y": y}
 
     def reference(self, workload: Workload, inputs: Mapping[str, Any]) -> dict[str, Array]:
         table: Matrix = inputs["w"]
-        rows = [table.slice(t, t + 1).dequantise()[0] for t in inputs["tokens"]]
-        return {"y": np.stack(rows).astype(np.float64)}
+        first = int(inputs["piece"][0]) if self.is_piece(workload) else 0
+        y = np.zeros((workload.size("m"), workload.size("k")))
+        if self.is_piece(workload):
+            y = inputs["y"].astype(np.float64)
+        for t, token in enumerate(inputs["tokens"] - first):
+            if 0 <= token < table.rows:
+                y[t] = table.slice(token, token + 1).dequantise()[0]
+        return {"y": y}
 
     def tolerance(self, workload: Workload) -> float:
         return 1e-6  # one multiply-add
@@ -83,5 +98,7 @@ class EmbeddingSpec(WeightSpec):
         return 2 * workload.size("k") * workload.size("m")
 
     def bytes(self, workload: Workload) -> int:
-        rows = self.weight_bytes(workload) // workload.size("n")
-        return (rows + 4 * workload.size("k")) * workload.size("m")
+        n = workload.size("n")
+        # Of a piece: its share of the tokens.
+        tokens = -(-workload.size("m") * n // self.whole(workload))
+        return (self.weight_bytes(workload) // n + 4 * workload.size("k")) * tokens

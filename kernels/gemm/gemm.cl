@@ -12,7 +12,7 @@
 // rows (pairs of groups with SWIGLU): each weight is decoded once for TM tokens. Token tiles are the
 // fast dimension of the grid, so that one panel of W stays in the cache while all tokens meet it.
 //
-//   N rows   LX token tiles, LY row tiles to a work-group   BIAS, ADD, SWIGLU as in epilogue.clh
+//   N rows   LX token tiles, LY row tiles to a work-group   BIAS, ADD, SWIGLU, OF as in epilogue.clh
 //   state[1] = m, the number of tokens
 
 #define ACC (TN * P)
@@ -21,7 +21,7 @@
 
 __kernel __attribute__((reqd_work_group_size(LX, LY, 1)))
 void gemm(__global const int *restrict state, WEIGHT_ARGS(w), __global const float *restrict x,
-          BIAS_ARG __global float *restrict y) {
+          BIAS_ARG PIECE_ARG __global float *restrict y) {
   const int m = state[1];
   const int first = get_global_id(0) * TM;
   const size_t tile = get_global_id(1);
@@ -84,7 +84,7 @@ void gemm(__global const int *restrict state, WEIGHT_ARGS(w), __global const flo
     if (g >= OUT_GROUPS) continue;
     FOR_TOKENS {
       if (first + t >= m) continue;
-      __global float *to = y + (size_t)(first + t) * N;
+      __global float *to = y + (size_t)(first + t) * COLUMNS + PIECE;
       store_group(g, acc[i * P + P - 1][t], acc[i * P][t], BIAS_VALUE to);
     }
   }

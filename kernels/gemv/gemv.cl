@@ -2,7 +2,7 @@
 // SWIGLU) and every KS-th block of columns; the KS partial sums meet in local memory.
 //
 //   N rows of y   LX row tiles to a work-group   KS ways to split K   G row groups to a work-item
-//   U unroll factor of a block   BIAS, ADD, SWIGLU, QKV as in epilogue.clh
+//   U unroll factor of a block   BIAS, ADD, SWIGLU, QKV, OF as in epilogue.clh
 //   NORM  x becomes RMSNorm(x) first, see normed.clh
 #include "weights.clh"
 #include "epilogue.clh"
@@ -84,7 +84,7 @@ static inline void block_sums(X x, const int b, float *xsum) {
 
 __kernel __attribute__((reqd_work_group_size(LX, KS, 1)))
 void gemv(STATE_ARG WEIGHT_ARGS(w), __global const float *restrict in, NORM_ARG BIAS_ARG
-          __global float *restrict y QKV_ARGS) {
+          PIECE_ARG __global float *restrict y QKV_ARGS) {
   const int tile = get_global_id(0);
   const int part = get_local_id(1);
 #ifdef NORM
@@ -127,6 +127,6 @@ void gemv(STATE_ARG WEIGHT_ARGS(w), __global const float *restrict in, NORM_ARG 
 #pragma unroll
     for (int p = 0; p < P; p++) acc[i * P + p] *= factor;
 #endif
-    store_group(g, acc[i * P + P - 1], acc[i * P], BIAS_VALUE y QKV_VALUES);
+    store_group(g, acc[i * P + P - 1], acc[i * P], BIAS_VALUE y + PIECE QKV_VALUES);
   }
 }

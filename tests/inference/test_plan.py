@@ -208,7 +208,7 @@ def feasible(workload: Workload) -> list[Config]:
 def graph(name: str) -> Graph:
     file = GGUFFile.open(clk_engine.model(name))
     config = ModelConfig.from_gguf(file)
-    return Graph(config, Weights(file, config), DEFAULT_KV)
+    return Graph(config, Weights(file, config), DEFAULT_KV, LIMITS)
 
 
 @pytest.mark.parametrize("name", clk_engine.MODELS)

@@ -19,7 +19,7 @@ from clk_models import write_model
 from clkiln.errors import ModelError, UsageError
 from clkiln.inference import quantised
 from clkiln.inference.model import open_model
-from clkiln.inference.tensors import TensorInfo
+from clkiln.inference.tensors import WHOLE, TensorInfo
 
 KINDS = {"q4_0": GGMLQuantizationType.Q4_0, "q8_0": GGMLQuantizationType.Q8_0}
 EXPECTED = 2e-5
@@ -124,8 +124,8 @@ class OneMatrix:
     def digest(self) -> str:
         return "0"
 
-    def raw(self, name: str) -> np.ndarray:
-        return self.array
+    def raw(self, name: str, rows: slice = WHOLE) -> np.ndarray:
+        return self.array[rows]
 
 
 def test_a_matrix_is_never_whole_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

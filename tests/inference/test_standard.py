@@ -106,7 +106,7 @@ def test_the_set_is_sound_and_takes_its_time(seconds: float) -> None:
 def of(family: str, mix: str) -> dict[Workload, float]:
     """The workloads of a model and their shares of a typical request."""
     one = next(f for f in FAMILIES if f.name == family)
-    found = family_uses(one, next(m for m in MIXES if m.name == mix), "f32")
+    found = family_uses(one, next(m for m in MIXES if m.name == mix), "f32", None)
     costs = {use.workload: use.cost(standard._least(use.workload)) for use in found}
     return {workload: cost / sum(costs.values()) for workload, cost in costs.items()}
 

@@ -25,13 +25,13 @@ TINY: dict[str, tuple[str, ...]] = {
         "attention_prefill ctx=23 head_dim=16 heads=6 kv=f16 kv_heads=2 m=7",
         "attention_prefill ctx=11 head_dim=12 heads=2 kv=f32 kv_heads=2 m=11",
     ),
-    "embedding": tuple(
-        f"embedding k={k} m=2 n=37 w={dtype}"
-        for k, codings in (
-            (64, ("f32", "f16", "bf16", "q4_1", "q5_0", "mix8mg16f")),
-            (256, ("mix6mg16k",)),
-        )
-        for dtype in codings
+    "embedding": (
+        "embedding k=64 m=5 n=16 of=37 w=q5_0",
+        "embedding k=256 m=2 n=37 w=mix6mg16k",
+        *(
+            f"embedding k=64 m=2 n=37 w={dtype}"
+            for dtype in ("f32", "f16", "bf16", "q4_1", "q5_0", "mix8mg16f")
+        ),
     ),
     "gemm": (
         "gemm bias=no fuse=none k=64 m=5 n=19 w=f32",
@@ -41,6 +41,9 @@ TINY: dict[str, tuple[str, ...]] = {
         "gemm bias=yes fuse=swiglu k=64 m=5 n=19 w=q5_0",
         "gemm bias=yes fuse=add k=64 m=5 n=19 w=bf16",
         "gemm bias=yes fuse=none k=96 m=5 n=19 w=q4_1",
+        "gemm bias=no fuse=none k=64 m=5 n=16 of=37 w=q4_0",
+        "gemm bias=yes fuse=swiglu k=64 m=5 n=19 of=51 w=f16",
+        "gemm bias=yes fuse=add k=64 m=5 n=16 of=35 w=q8_0",
         "gemm bias=no fuse=none k=256 m=3 n=19 w=mix6mg16k",
         "gemm bias=no fuse=none k=256 m=3 n=19 w=q6_k",
     ),
@@ -52,6 +55,9 @@ TINY: dict[str, tuple[str, ...]] = {
         "gemv bias=yes fuse=swiglu k=96 n=37 w=q5_0",
         "gemv bias=yes fuse=add k=96 n=37 w=bf16",
         "gemv bias=yes fuse=none k=96 n=37 w=q4_1",
+        "gemv bias=no fuse=none k=96 n=16 of=37 w=q4_0",
+        "gemv bias=yes eps=1e-05 fuse=swiglu k=96 n=19 norm=yes of=51 w=f16",
+        "gemv bias=yes fuse=add k=96 n=16 of=35 w=q8_0",
         "gemv bias=no fuse=none k=256 n=19 w=mix6mg16k",
         "gemv bias=no fuse=none k=256 n=19 w=q6_k",
         "gemv bias=no eps=1e-05 fuse=swiglu k=96 n=37 norm=yes w=q4_1",
