@@ -3,9 +3,9 @@
 Before each case it writes a line to standard error, so that what the simulator reports there (data
 races, uninitialised reads, accesses out of bounds) can be told apart by case.
 
-Arguments: which set to run (few, many, mutants), the kind of variants (buffer, image), and how many
-cases to leave out: the simulator itself crashes on some vector expressions, and one crash should not
-hide what follows it.
+Arguments: which set to run (few, many, mutants), the kind of variants (buffer, image), and how
+many cases to leave out: the simulator itself crashes on some vector expressions, and one crash
+should not hide what follows it.
 """
 
 from __future__ import annotations
