@@ -8,12 +8,26 @@ MODELS := $(CURDIR)/.models
 MODEL := smollm2-135m
 MODEL_FILE := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 
-# The demo names PoCL from pip, by its version, so that it runs the same on every machine.
+# The demo names PoCL from pip, by its version, so that it runs the same on every machine; where
+# that cannot compile for the processor, the best CPU device that works. DEMO_DEVICE=... is another.
 DEMO := $(CURDIR)/.demo
-DEMO_DEVICE ?= PoCL 3.0-rc2:
+DEMO_DEVICE ?=
+DEMO_FIRST := PoCL 3.0-rc2:
+DEMO_CHOICE = export CLKILN_CACHE_DIR='$(DEMO)'; \
+  if $(BIN)/clkiln devices --try --device '$(DEMO_FIRST)' >/dev/null 2>&1; then \
+    echo '$(DEMO_FIRST)'; \
+  else \
+    echo 'PoCL from pip does not work here: the demo takes the best CPU device that does' >&2; \
+    $(BIN)/clkiln devices --try >/dev/null; echo cpu; \
+  fi
 QUESTION ?= What is the capital of France?
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+
+# PoCL from pip is older than some processors. Where no driver works, one more is installed.
+TRY_DRIVERS := $(BIN)/clkiln devices --try >/dev/null 2>&1 || { \
+  echo "no OpenCL driver that is here works on this processor: installing Intel's"; \
+  $(PIP) -e '.[intel]' || echo "that failed: see clkiln doctor" >&2; }
 
 .DEFAULT_GOAL := help
 .PHONY: help install check format test test-long walk model demo clean
@@ -31,11 +45,13 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "installing clkiln into $(VENV)"
 	@$(PIP) -e '.[pocl,report]'
+	@$(TRY_DRIVERS)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing clkiln and its development tools into $(VENV)"
 	@$(PIP) -e '.[pocl,report,dev]'
+	@$(TRY_DRIVERS)
 	@touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed-dev ## set up .venv with everything that development needs
@@ -72,6 +88,8 @@ demo: export CLKILN_MODELS_DIR := $(MODELS)
 demo: export POCL_CACHE_DIR := $(DEMO)/pocl
 demo: $(VENV)/.installed ## tune a small model, ask it a question, report
 	@mkdir -p '$(DEMO)/pocl'
+	$(if $(DEMO_DEVICE),,$(eval DEMO_DEVICE := $(shell $(DEMO_CHOICE))))
+	@echo "The demo's device:" && $(BIN)/clkiln devices --device '$(DEMO_DEVICE)'
 	$(BIN)/clkiln pull $(MODEL)
 	$(BIN)/clkiln tune $(MODEL) --level fast --device '$(DEMO_DEVICE)'
 	$(BIN)/clkiln run $(MODEL) '$(QUESTION)' --temp 0 --device '$(DEMO_DEVICE)'

@@ -38,6 +38,7 @@ from .inference.standard import TRIALS, standard_operations, standard_uses
 from .kernels import SPECS
 from .kernels.variants import VariantRequest
 from .runtime.device import memory_budget
+from .runtime.faults import check_device
 from .tuner.levels import LEVELS, parse_budget
 from .tuner.record import undone
 from .tuner.session import CONFIRM_SHARE, SECONDS_PER_TRIAL, TuningRun
@@ -251,6 +252,7 @@ class TuningJob:
         """Search :attr:`todo`, measure the engine before and after, keep and return the figures."""
         if not self.todo:
             return self._summary(already_done=True, kernels=len(self.wanted))
+        check_device(self.device)
         driver = self.device.info.driver_key
         row = RunRow(self.name, self.level.name, driver, self.seconds)
         run_id = self.store.start_run(row)

@@ -61,22 +61,34 @@ class Machine:
 
 
 def look() -> Machine:
-    """The devices, listed by another process; ``failure`` says why that was not possible."""
+    """The devices, listed by another process, each of which compiled a small kernel.
+
+    ``failure`` says why that was not possible; where only compiling failed they are still listed.
+    """
+    tried = _devices("compiling a small kernel on each device", "--try")
+    if not tried.failure:
+        return tried
+    listed = _devices("listing the devices")
+    return listed if listed.failure else Machine(listed.devices, tried.failure)
+
+
+def _devices(doing: str, *options: str) -> Machine:
     # From here `python -m clkiln` may not be found: where the package lies comes first.
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     environment = {**os.environ, "PYTHONPATH": path}
     try:
         done = subprocess.run(
-            LIST_DEVICES, capture_output=True, text=True, errors="replace", timeout=PATIENCE,
-            check=False, stdin=subprocess.DEVNULL, env=environment,
+            (*LIST_DEVICES, *options), capture_output=True, text=True, errors="replace",
+            timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL, env=environment,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return Machine((), f"listing the devices did not end within {PATIENCE:.0f} s")
+        return Machine((), f"{doing} did not end within {PATIENCE:.0f} s")
     if done.returncode < 0:
-        return Machine((), f"a driver ended the process that loads it (signal {-done.returncode})")
-    if done.returncode:
+        return Machine((), f"{doing}: a driver ended the process (signal {-done.returncode})")
+    # With 1 it also says that no device works, which the rows say better.
+    if done.returncode and not done.stdout.startswith("["):
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return Machine((), f"listing the devices failed: {lines[-1] if lines else 'no reason'}")
+        return Machine((), f"{doing} failed: {lines[-1] if lines else 'no reason'}")
     return Machine(tuple(json.loads(done.stdout)))
 
 
@@ -141,17 +153,27 @@ def check_drivers(machine: Machine) -> Iterator[Check]:
 
 
 def check_devices(machine: Machine) -> Iterator[Check]:
+    from ..runtime.faults import OTHER_DRIVER
+
     if machine.failure:
         todo = "find the driver: name one folder after the other in OCL_ICD_VENDORS"
         yield Check("devices", "problem", machine.failure, todo)
-        return
-    if not machine.devices:
+    elif not machine.devices:
         yield Check("devices", "problem", "there is no OpenCL device",
                     "pip install 'clkiln[pocl]' brings a driver for the CPU")  # fmt: skip
+    useless = all(row["fault"] for row in machine.devices)
     for row in machine.devices:
         version = str(row["platform_version"]).split(",")[0]
         text = f"{row['index']}: {row['name']}, {row['platform']} {' '.join(version.split()[:4])}"
-        yield Check("devices", "ok", f"{text}, driver {row['driver_version']}")
+        text = f"{text}, driver {row['driver_version']}"
+        if row["fault"]:
+            # Where another device works models run, and the default is that one.
+            status: Status = "problem" if useless else "note"
+            yield Check(
+                "devices", status, f"{text}: compiles nothing: {row['fault']}", OTHER_DRIVER
+            )
+        else:
+            yield Check("devices", "ok", text)
     yield from _selected(machine)
 
 
@@ -163,7 +185,12 @@ def _selected(machine: Machine) -> Iterator[Check]:
         return
     try:
         # Listing them worked in another process, so it may be done in this one.
-        memory_budget(select_device(selector).info)
+        info = select_device(selector).info
+        memory_budget(info)
+        fault = next((row["fault"] for row in machine.devices if row["index"] == info.index), "")
+        if selector and fault:
+            yield Check("devices", "problem", f"CLKILN_DEVICE: {info.name} compiles nothing",
+                        "unset CLKILN_DEVICE")  # fmt: skip
     except ClkilnError as error:
         name = "CLKILN_MEMORY_BUDGET" if "BUDGET" in str(error) else "CLKILN_DEVICE"
         yield Check("devices", "problem", f"{name}: {error}", f"unset {name}")

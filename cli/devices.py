@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import DeviceError
-from .common import print_json, shared
+from .common import print_json, shared, wrapped
 
 FIELDS = (
     "index", "name", "type", "vendor", "platform", "platform_version", "driver_version",
@@ -20,11 +20,16 @@ FIELDS = (
 
 
 @click.command("devices")
+@click.option(
+    "--try", "trying", is_flag=True,
+    help="Compile and run a small kernel on each; ends with 1 if that works on none.",
+)  # fmt: skip
 @shared("device", "cache", "json")
-def command(device: str | None, cache: Any, as_json: bool) -> None:
+def command(trying: bool, device: str | None, cache: Any, as_json: bool) -> None:
     """List the OpenCL devices that clkiln can use."""
     from ..cache.paths import cache_file
     from ..runtime.device import NO_DEVICE, list_devices, select_device
+    from ..runtime.faults import OTHER_DRIVER, known_fault, try_device
 
     devices = list_devices()
     if device is not None:
@@ -33,7 +38,10 @@ def command(device: str | None, cache: Any, as_json: bool) -> None:
     for found in devices:
         fields = found.info.as_dict()
         path = cache or cache_file(found.info.name, found.info.platform)
-        rows.append({**{name: fields[name] for name in FIELDS}, "cache_file": str(path)})
+        fault = try_device(found) if trying else known_fault(found.info)
+        rows.append({
+            **{name: fields[name] for name in FIELDS}, "cache_file": str(path), "fault": fault,
+        })  # fmt: skip
     if as_json:
         print_json(rows)
     elif not rows:
@@ -41,6 +49,8 @@ def command(device: str | None, cache: Any, as_json: bool) -> None:
     else:
         for row in rows:
             _show(row)
+    if trying and all(row["fault"] for row in rows):
+        raise DeviceError(f"none of these devices compiles a small kernel: {OTHER_DRIVER}")
 
 
 def _show(row: dict[str, Any]) -> None:
@@ -60,3 +70,5 @@ def _show(row: dict[str, Any]) -> None:
     }
     for name, value in lines.items():
         click.echo(f"   {name:<11}{value}")
+    if row["fault"]:
+        wrapped("   problem    ", f"compiles nothing: {row['fault']}")

@@ -54,14 +54,14 @@ def _installed(name: str) -> bool:
 
 def check_tuning(machine: Machine) -> Iterator[Check]:
     """Whether models were tuned and measured where they run quickest."""
-    speeds = {row["index"]: _speeds(row) for row in machine.devices}
-    if len(machine.devices) > 1 and not any(speeds.values()):
-        count = len(machine.devices)
+    speeds = {row["index"]: _speeds(row) for row in machine.devices if not row["fault"]}
+    if len(speeds) > 1 and not any(speeds.values()):
+        count = len(speeds)
         yield Check(
             "faster", "note", f"{count} devices and none measured: a rule picks one",
             "clkiln tune MODEL --device 0, then 1, ...; the quickest is taken then",
         )  # fmt: skip
-    elif machine.devices and not any(speeds.values()):
+    elif speeds and not any(speeds.values()):
         yield Check("faster", "note", "no model was tuned here: safe defaults run",
                     "clkiln tune MODEL (45 s with --level fast)")  # fmt: skip
     models = {name for found in speeds.values() for name in found}

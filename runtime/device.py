@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ..errors import DeviceError, UsageError
+from .faults import known_fault
 from .identity import driver_key
 from .opencl import cl
 
@@ -314,10 +315,16 @@ def default_device(
     ``measured`` maps driver keys to tokens per second of this model's decode: the quickest wins.
     Before any measurement it is the first GPU, else the best CPU device: the one with most
     compute units, then the widest native float vector, then the newest OpenCL C, then the newest
-    driver. Raises :class:`DeviceError` where there is no device.
+    driver. A device that is known to compile nothing (:mod:`.faults`) is taken only where there is
+    no other. Raises :class:`DeviceError` where there is no device.
     """
     if not devices:
         raise DeviceError(NO_DEVICE)
+    if len(devices) > 1:
+        sound = [d for d in devices if not known_fault(d.info)]
+        if len(sound) == 1:
+            return sound[0], "the only device that compiles"
+        devices = sound or devices
     rates = measured or {}
     known = [d for d in devices if d.info.driver_key in rates]
     if known:

@@ -66,7 +66,7 @@ def prepare_drivers() -> None:
     if not added:
         return
     try:
-        folder = write_vendors({**listed, **added}, _driver_folder())
+        folder = write_vendors({**listed, **added}, driver_folder())
     except OSError as error:
         logger.debug("the cache folder takes no .icd files (%s): a temporary one", error)
         try:
@@ -185,7 +185,7 @@ def linker_finds(library: str) -> bool | None:
     return library in known or any((folder / library).is_file() for folder in folders)
 
 
-def _driver_folder() -> Path:
+def driver_folder() -> Path:
     """Where folders of ``.icd`` files are kept: with the cache files where those were moved."""
     moved = os.environ.get("CLKILN_CACHE_DIR")
     if moved:

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import BuildError, CacheMissError, LaunchError
+from ..errors import BuildError, CacheMissError, DeviceError, LaunchError
 from .context import Context
 from .cubin import Linker, is_ptx
+from .faults import message, try_device
 from .opencl import cl
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,11 @@ class ProgramLoader:
         self.counts.seconds += time.perf_counter() - start
 
     def load(self, source: Source, label: str) -> Program:
-        """The program of ``source``. Raises :class:`~clkiln.errors.BuildError`."""
+        """The program of ``source``.
+
+        Raises :class:`~clkiln.errors.BuildError`, or :class:`~clkiln.errors.DeviceError` where the
+        device compiles nothing at all.
+        """
         key = self.key(source)
         if key in self._programs:
             return self._programs[key]
@@ -205,19 +210,28 @@ class ProgramLoader:
 
     def _from_binary(self, binary: bytes, source: Source, label: str) -> Program:
         handle = cl.Program(self.context.handle, [self.context.device.handle], [binary])
-        handle.build(options=list(source.options), cache_dir=NO_CACHE)
+        _build(handle, source)
         program = Program(self.context, handle, source, label)
         program.kernel()
         return program
 
 
 def _compile(context: Context, source: Source, label: str) -> cl.Program:
+    try:
+        handle = cl.Program(context.handle, source.text)
+        _build(handle, source)
+    except cl.Error as error:
+        fault = "" if context.compiles else try_device(context.device)
+        if fault:
+            raise DeviceError(message(context.info, fault)) from error
+        context.compiles = True
+        raise BuildError(f"{label} does not compile on {context.info.name}: {error}") from error
+    context.compiles = True
+    return handle
+
+
+def _build(handle: cl.Program, source: Source) -> None:
     with warnings.catch_warnings():
         # Drivers chatter about successful builds; a failed one carries its log in the error.
         warnings.simplefilter("ignore")
-        try:
-            handle = cl.Program(context.handle, source.text)
-            handle.build(options=list(source.options), cache_dir=NO_CACHE)
-            return handle
-        except cl.Error as error:
-            raise BuildError(f"{label} does not compile on {context.info.name}: {error}") from error
+        handle.build(options=list(source.options), cache_dir=NO_CACHE)

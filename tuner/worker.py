@@ -41,6 +41,8 @@ def _serve(bench: Bench, task: dict[str, Any]) -> Outcome:
     workload, config = Workload.parse(task["workload"]), Config.parse(task["config"])
     try:
         return bench.trial(workload, config, task["best"])
+    except DeviceError:
+        raise  # no trial's fault: the process ends with it
     except ClkilnError as error:
         return Outcome("launch error", str(error)[:2000])
 

@@ -64,6 +64,25 @@ def test_devices_as_text(call: Call) -> None:
     assert one == rows[:1]
 
 
+def test_devices_that_are_tried(
+    call: Call, device: str, monkeypatch: pytest.MonkeyPatch, cache_dir: Path
+) -> None:
+    """Each compiles a small kernel; one that cannot says so from then on, until it can."""
+    result = call("devices", "--try", "--json", "--device", device)
+    assert (result.code, [row["fault"] for row in json.loads(result.out)]) == (0, [""])
+    with monkeypatch.context() as broken:
+        broken.setattr("clkiln.runtime.faults._KERNEL", "#error out of order")
+        result = call("devices", "--try", "--device", device)
+        assert result.code == 1 and "   problem    compiles nothing: " in result.out
+        assert result.err.startswith("error: none of these devices compiles a small kernel")
+        assert json.loads(call("devices", "--try", "--json", "--device", device).out)[0]["fault"]
+    assert "compiles nothing: " in call("devices", "--device", device).out
+    assert "compiles nothing" not in call("devices", "--try", "--device", device).out
+    assert "compiles nothing" not in call("devices", "--device", device).out
+    monkeypatch.setattr("clkiln.runtime.device.list_devices", list)
+    assert call("devices", "--try", "--json").code == 1
+
+
 def test_devices_where_there_is_none(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clkiln.runtime.device.list_devices", list)
     assert json.loads(call("devices", "--json").out) == []

@@ -24,10 +24,11 @@ from clkiln.cli.checks import Check, Machine
 Call = Callable[..., Result]
 
 
-def row(**changes: Any) -> dict[str, Any]:
+def row(*, fault: str = "", **changes: Any) -> dict[str, Any]:
     """A device as ``clkiln devices --json`` lists it."""
     info = clk_devices.make_info(**changes)
-    return {**info.as_dict(), "cache_file": str(cache_file(info.name, info.platform))}
+    path = cache_file(info.name, info.platform)
+    return {**info.as_dict(), "cache_file": str(path), "fault": fault}
 
 
 def said(found: list[Check], status: str) -> str:
@@ -76,10 +77,47 @@ def test_no_device(call: Call, machine: Callable[..., None]) -> None:
     assert json.loads(call("doctor", "--json").out)["ok"] is False
 
 
+def test_a_device_that_compiles_nothing(
+    call: Call, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone it is a problem; beside one that works only where it is asked for."""
+    broken, sound = row(index=0, fault="unknown processor"), row(index=1, name="Acme 2")
+    machine(broken)
+    result = call("doctor")
+    text = " ".join(result.out.split())
+    assert result.code == 1 and "problem devices: 0: Acme 1000" in text
+    assert "compiles nothing: unknown processor -> install another driver" in text
+    machine(broken, sound)
+    result = call("doctor")
+    text = " ".join(result.out.split())
+    assert result.code == 0 and "note devices: 0: Acme 1000" in text
+    assert "none measured" not in text, "there is one to choose from"
+    monkeypatch.setattr(
+        "clkiln.runtime.device.list_devices",
+        lambda: clk_devices.numbered({}, {"name": "Acme 2"}),
+    )
+    monkeypatch.setenv("CLKILN_DEVICE", "0")
+    result = call("doctor")
+    assert result.code == 1 and "CLKILN_DEVICE: Acme 1000 compiles nothing" in result.out
+    monkeypatch.setenv("CLKILN_DEVICE", "1")
+    assert call("doctor").code == 0
+
+
+def test_a_compiler_that_ends_its_process(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The devices are listed all the same."""
+    rows = json.dumps([row()])
+    script = f"import os, sys; '--try' in sys.argv and os.abort(); print({rows!r})"
+    monkeypatch.setattr(checks, "LIST_DEVICES", (sys.executable, "-c", script))
+    result = call("doctor")
+    text = " ".join(result.out.split())
+    assert result.code == 1 and "ok devices: 0: Acme 1000" in text
+    assert "compiling a small kernel on each device: a driver ended the process" in text
+
+
 @pytest.mark.parametrize(
     ("script", "text"),
     [
-        ("import os; os.abort()", "a driver ended the process that loads it (signal 6)"),
+        ("import os; os.abort()", "a driver ended the process (signal 6)"),
         ("import time; time.sleep(30)", "did not end within 0 s"),
         ("import sys; sys.exit('error: no library')", "listing the devices failed: error: no"),
         ("print('no JSON')", "listing the devices failed"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import clk_planted
-from clk_pocl import find_pocl
+from clk_pocl import a_device
 from clkiln.errors import LaunchError, OutOfDeviceMemory
 from clkiln.harness import operation as harness
 from clkiln.harness.operation import Operation, bind, guard, label_of, poison, source_of
@@ -29,7 +29,7 @@ def planted() -> Iterator[clk_planted.PlantedSpec]:
 
 @pytest.fixture(scope="module")
 def loader() -> Iterator[ProgramLoader]:
-    with Context(find_pocl("pip"), profiling=True) as context:
+    with Context(a_device(), profiling=True) as context:
         yield ProgramLoader(context)
 
 

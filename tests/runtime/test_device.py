@@ -26,6 +26,7 @@ from clkiln.runtime.device import (
     select_device,
     selector_from_environment,
 )
+from clkiln.runtime.faults import known_fault
 from clkiln.runtime.identity import IDENTITY_FIELDS
 from clkiln.runtime.opencl import cl
 
@@ -180,6 +181,8 @@ def test_unusable_devices_are_left_out(
 def test_every_device_computes(present: list[Device]) -> None:
     source = "kernel void twice(global float *x) { x[get_global_id(0)] *= 2.0f; }"
     for device in present:
+        if known_fault(device.info):
+            continue
         context = cl.Context([device.handle])
         queue = cl.CommandQueue(context)
         values = np.arange(64, dtype=np.float32)

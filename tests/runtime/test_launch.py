@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clk_pocl import find_pocl
+from clk_pocl import a_device
 from clkiln.errors import DeviceError, LaunchError
 from clkiln.kernels.source import Source
 from clkiln.kernels.types import Geometry
@@ -37,7 +37,7 @@ EIGHT = Geometry((8,), (4,))
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[Context]:
-    with Context(find_pocl("pip"), profiling=True) as context:
+    with Context(a_device(), profiling=True) as context:
         yield context
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clk_pocl import find_pocl
+from clk_pocl import a_device
 from clkiln.errors import DeviceError, LaunchError, OutOfDeviceMemory
 from clkiln.runtime.context import Context
 from clkiln.runtime.memory import MemoryBudget, Tensor
@@ -22,7 +22,7 @@ IMAGE_DTYPES = ("float32", "float16", "uint32")
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[Context]:
-    with Context(find_pocl("pip"), budget=1 << 24) as context:
+    with Context(a_device(), budget=1 << 24) as context:
         yield context
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clk_pocl import find_pocl
+from clk_pocl import a_device
 from clkiln.errors import BuildError, CacheMissError, LaunchError
 from clkiln.kernels.source import Source
 from clkiln.kernels.types import Geometry
@@ -47,7 +47,7 @@ class Memory:
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[Context]:
-    with Context(find_pocl("pip")) as context:
+    with Context(a_device()) as context:
         yield context
 
 

@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 
 from clk_models import write_model
-from clk_pocl import find_pocl
+from clk_pocl import a_device
 from clkiln.cache.paths import cache_file
 from clkiln.cache.rows import BestRow
 from clkiln.cache.store import Store
@@ -150,11 +150,6 @@ def _write(name: str, shape: Mapping[str, Any]) -> Path:
     folder = Path(os.environ["POCL_CACHE_DIR"]).parent / "models"
     folder.mkdir(exist_ok=True)
     return write_model(folder / f"{re.sub('[ /]', '-', name)}.gguf", **shape)
-
-
-def a_device() -> Device:
-    """The device of tests that need any: PoCL from pip, which the test environment has."""
-    return find_pocl("pip")
 
 
 @contextmanager

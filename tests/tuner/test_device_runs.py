@@ -18,7 +18,7 @@ import pytest
 import clk_planted
 from clk_cache import start_python
 from clk_planted import how
-from clk_pocl import find_pocl
+from clk_pocl import a_device
 from clk_tuning import missing_binaries, split_groups, with_roofs
 from clkiln.cache.store import Store
 from clkiln.kernels import SPECS
@@ -42,7 +42,7 @@ USES = (
 
 @pytest.fixture(scope="module")
 def info() -> DeviceInfo:
-    return find_pocl("pip").info
+    return a_device().info
 
 
 @pytest.fixture
@@ -123,14 +123,14 @@ SCRIPT = """
 import sys
 sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
-from clk_pocl import find_pocl
+from clk_pocl import a_device
 from clk_tuning import Synthetic, with_roofs
 from clkiln.cache.store import Store
 from clkiln.tuner import session
 from clkiln.tuner.levels import Level
 import {module} as module
 
-info = find_pocl("pip").info
+info = a_device().info
 if sys.argv[3] == "synthetic":
     session.Worker = Synthetic(failing=0.3, seconds=0, info=info).worker
 with Store.open(Path(sys.argv[2])) as store:
@@ -200,7 +200,7 @@ def test_kills_at_any_moment_lose_at_most_a_trial(tmp_path: Path) -> None:
         check_file(path)
         assert count_trials(path) > before
         before = count_trials(path)
-    driver = find_pocl("pip").info.driver_key
+    driver = a_device().info.driver_key
     tuner = start_run(path, "synthetic", 25)
     _, errors = tuner.communicate(timeout=120)
     assert tuner.returncode == 0, errors

@@ -15,7 +15,7 @@ import pytest
 import clk_planted
 from clk_cache import start_python
 from clk_planted import how
-from clk_pocl import find_pocl
+from clk_pocl import a_device
 from clkiln.errors import TuningError
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Config, Workload
@@ -55,7 +55,7 @@ def planted() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def device() -> Device:
-    return find_pocl("pip")
+    return a_device()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import clk_planted
-from clk_pocl import find_pocl
+from clk_pocl import a_device
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Workload
 from clkiln.runtime.context import Context
@@ -27,7 +27,7 @@ def planted() -> Iterator[clk_planted.PlantedSpec]:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["events", "clock"])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with Context(find_pocl("pip"), profiling=request.param) as context:
+    with Context(a_device(), profiling=request.param) as context:
         yield Bench(context)
 
 
