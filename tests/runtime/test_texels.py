@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clk_pocl import pocl_devices
+from clk_pocl import a_device
 from clkiln.errors import DeviceError
 from clkiln.kernels.source import read_source
 from clkiln.kernels.types import Geometry
@@ -40,7 +40,7 @@ class Loads:
 
 @pytest.fixture
 def context() -> Context:
-    return Context(pocl_devices()[-1])
+    return Context(a_device())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -67,7 +67,7 @@ def test_a_view_is_made_once_and_follows_its_tensor(context: Context) -> None:
     assert tensor.seen_as("buffer") is tensor
     assert tensor.seen_as("image1d") is tensor.seen_as("image1d")
     with pytest.raises(DeviceError, match="x lies on"):
-        tensor.seen_as("image1d").belongs_to(Context(pocl_devices()[-1]))
+        tensor.seen_as("image1d").belongs_to(Context(a_device()))
     tensor.release()
 
 
