@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import OutOfDeviceMemory
 from ..runtime.context import Context
 from ..runtime.memory import Tensor
+from ..units import readable
 from .config import ModelConfig
 from .plan import Planner
 from .weights import Weights
@@ -91,27 +92,41 @@ class KVCache:
         yield _TABLE, c.rope.dim * 4
 
     def _fits(self, capacity: int) -> bool:
-        """Whether the memory budget allows growing to ``capacity``, one tensor at a time."""
+        return self._lack(capacity) is None
+
+    def _lack(self, capacity: int) -> str | None:
+        """What keeps the cache from growing to ``capacity``, one tensor at a time, and what helps;
+        None if nothing does."""
         memory = self.context.memory
+        half = " or --kv-dtype f16" if self.dtype == np.float32 else ""
         free = memory.limit - memory.used
         for name, row in self._rows():
             old = self.planner.tensors.get(name)
             if old is not None and old.shape[0] >= capacity:
                 continue
             size = capacity * row
-            if size > memory.largest or size > free:
-                return False
+            if size > memory.largest:
+                return (
+                    f"its largest allocation is {readable(memory.largest)}, and {name} of "
+                    f"{capacity} takes {readable(size)}: a shorter text{half} may fit"
+                )
+            if size > free:
+                return (
+                    f"{readable(memory.used)} of {readable(memory.limit)} are in use: a shorter "
+                    f"text{half} or a smaller model may fit, or raise CLKILN_MEMORY_BUDGET"
+                )
             free += (old.nbytes if old is not None else 0) - size
-        return True
+        return None
 
     def _refusal(self, positions: int, reason: OutOfDeviceMemory | None) -> str:
         if reason is not None:  # the driver refused what the budget allowed
-            fitting = self.capacity
+            fitting, why = self.capacity, str(reason)
         else:
             sizes = range(self.capacity, positions)
             fitting = self.capacity + bisect_left(sizes, 1, key=lambda c: not self._fits(c)) - 1
+            fitting = max(fitting, self.capacity)
+            why = self._lack(fitting + 1) or ""
         return (
             f"KV cache of {positions} positions does not fit on {self.context.info.name}: "
-            f"{max(fitting, self.capacity)} do (a shorter text, --kv-dtype f16 or a smaller model "
-            f"may fit, or raise CLKILN_MEMORY_BUDGET)"
+            f"{fitting} do ({why})"
         )

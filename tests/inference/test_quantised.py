@@ -128,6 +128,14 @@ class OneMatrix:
         return self.array[rows]
 
 
+def test_only_the_rows_that_are_asked_for_are_quantised() -> None:
+    source = OneMatrix(300, 64)
+    files = quantised.QuantisedFiles(source, "q4_0")
+    whole = files.raw("m")
+    source.array[:100], source.array[170:] = np.nan, np.nan  # which can't be
+    assert (files.raw("m", slice(100, 170)) == whole[100:170]).all()
+
+
 def test_a_matrix_is_never_whole_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantised, "_CHUNK", 1 << 16)
     files = quantised.QuantisedFiles(OneMatrix(8192, 1024), "q8_0")

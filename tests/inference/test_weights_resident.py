@@ -14,7 +14,7 @@ from clkiln.errors import OutOfDeviceMemory
 from clkiln.inference.config import ModelConfig
 from clkiln.inference.gguf import GGUFFile
 from clkiln.inference.resident import ResidentWeights
-from clkiln.inference.weights import Weights
+from clkiln.inference.weights import Weights, piece_name
 from clkiln.kernels import SPECS
 from clkiln.kernels.layout import Layout, pack
 from clkiln.kernels.types import Workload
@@ -67,6 +67,22 @@ def test_matrices_are_the_files(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_pieces_are_rows_of_the_matrix(name: str) -> None:
+    """Whatever the rows; of gate and up those of both."""
+    own, rng = weights(name), np.random.default_rng(MODELS.index(name))
+    for weight in NAMES:
+        whole = own.matrix(weight)
+        halves = 2 if weight.endswith("gate_up") else 1
+        rows = whole.dequantise().reshape(halves, -1, whole.cols)
+        for _ in range(6):
+            start, stop = sorted(rng.choice(rows.shape[1] + 1, 2, replace=False))
+            piece = own.matrix(piece_name(weight, start, stop))
+            assert (piece.dtype, piece.rows) == (whole.dtype, halves * (stop - start))
+            expected = rows[:, start:stop].reshape(-1, whole.cols)
+            assert (piece.dequantise() == expected).all(), (weight, start, stop)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_vectors_are_the_files(name: str) -> None:
     own = weights(name)
     for weight in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
@@ -83,7 +99,11 @@ def test_a_matrix_of_one_tensor_is_a_view_of_the_file() -> None:
     """Nothing is copied before it is packed; stacked parts can't be views."""
     own = weights("llama2/q4_0")
     for weight in ("token_embd", "blk.0.attn_output", "blk.0.ffn_down"):
-        assert np.shares_memory(own.matrix(weight).data, own.source.raw(f"{weight}.weight"))
+        raw = own.source.raw(f"{weight}.weight")
+        assert np.shares_memory(own.matrix(weight).data, raw)
+        piece = own.matrix(piece_name(weight, 3, 20)).data
+        assert np.shares_memory(piece, raw[3:20])
+        assert not np.shares_memory(piece, raw[20:])
 
 
 @pytest.mark.parametrize("name", ["llama3/q8_0", "qwen3/f32"])
