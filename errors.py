@@ -6,6 +6,8 @@ prints it as one line. It lies outside the rooms because all of them raise from 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ClkilnError(Exception):
     """Base of all errors of clkiln. ``exit_code`` is what the command line ends with."""
@@ -40,7 +42,15 @@ class OutOfDeviceMemory(ClkilnError):
 
 
 class UnsupportedOperation(ClkilnError):
-    """No variant of an operation can run this workload on this device."""
+    """No variant of an operation can run a workload on this device.
+
+    The message is one line; ``headline`` and ``details`` are its parts, an operation each, for who
+    has more lines.
+    """
+
+    def __init__(self, headline: str, details: Sequence[str] = ()) -> None:
+        super().__init__(": ".join(filter(None, (headline, "; ".join(details)))))
+        self.headline, self.details = headline, tuple(details)
 
 
 class ModelError(ClkilnError):

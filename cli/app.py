@@ -13,8 +13,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from .. import __version__
-from ..errors import ClkilnError
-from .common import CONTEXT
+from ..errors import ClkilnError, UnsupportedOperation
+from .common import CONTEXT, wrapped
 
 #: Command -> what it does. The module of that name holds the click command ``command``.
 COMMANDS = {
@@ -123,5 +123,11 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
         text = f"{error.filename}: {error.strerror}"
     elif not isinstance(error, ClkilnError):
         text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+    if isinstance(error, UnsupportedOperation) and error.details:
+        # All that a device can't do: one each, under what they have in common.
+        click.echo(f"error: {error.headline}:", err=True)
+        for detail in error.details:
+            wrapped("  ", detail, err=True)
+        return code
     click.echo(f"error: {text}", err=True)
     return code

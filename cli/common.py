@@ -98,12 +98,12 @@ def say(piece: str) -> None:
     click.echo(piece.translate(_UNSEEN) if sys.stdout.isatty() else piece, nl=False)
 
 
-def wrapped(start: str, text: str) -> None:
+def wrapped(start: str, text: str, *, err: bool = False) -> None:
     """``text`` behind ``start`` in lines of 80 columns, the further ones under the first."""
     room = WIDTH - len(start)
     lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
     for index, line in enumerate(lines):
-        click.echo((start if index == 0 else " " * len(start)) + line)
+        click.echo((start if index == 0 else " " * len(start)) + line, err=err)
 
 
 def confirmed(question: str) -> bool:

@@ -20,11 +20,13 @@ from typing import Any, Literal
 
 from ..cache.rows import BestRow
 from ..cache.store import Store
-from ..errors import UnsupportedOperation, UsageError
+from ..errors import UsageError
 from ..kernels import SPECS
+from ..kernels.capability import Capabilities
 from ..kernels.near import VARYING, nearest
 from ..kernels.types import Config, DeviceLimits, Workload
 from ..kernels.variants import VariantRequest, choice_fact
+from .abilities import Abilities, Missing
 
 Origin = Literal["tuned", "older driver", "neighbour", "similar", "default"]
 #: Origins whose parameters have to be verified before they are used.
@@ -61,9 +63,15 @@ class Chooser:
     """Chooses for one device from what its cache file holds."""
 
     def __init__(
-        self, store: Store, driver: str, limits: DeviceLimits, variants: VariantRequest
+        self,
+        store: Store,
+        driver: str,
+        limits: DeviceLimits,
+        variants: VariantRequest,
+        device: str = "this device",
     ) -> None:
         self.store, self.driver, self.limits, self.variants = store, driver, limits, variants
+        self.abilities = Abilities(limits, variants, device)
         self._banned: set[tuple[Workload, Config]] = set()
         self._bounded: dict[Workload, tuple[DeviceLimits, str]] = {}
         self._best = {(row.workload, row.digest): row for row in store.best_rows(driver=driver)}
@@ -100,7 +108,7 @@ class Chooser:
             return Choice(workload, config, "tuned")
         for config in self._usable(workload, layout, [own] if own else []):
             return Choice(workload, config, "tuned")
-        if own and (layout or self.variants.kind(workload.op)):
+        if own and (layout or self.abilities.kind(workload, layout)):
             # The winner lies elsewhere; a measured runner-up may fit.
             for config in self._usable(workload, layout, self._runners_up(workload, digest)):
                 return Choice(workload, config, "tuned")
@@ -119,13 +127,13 @@ class Chooser:
         self, workload: Workload, layout: str | None, rows: Iterable[BestRow | str]
     ) -> Iterable[Config]:
         """Configurations of ``rows`` that this device, the layout and the user allow."""
-        spec = SPECS[workload.op]
+        spec, kind = SPECS[workload.op], self.abilities.kind(workload, layout)
         for row in rows:
             try:
                 config = Config.parse(row if isinstance(row, str) else row.config)
                 fits = (
                     spec.contains(workload, config)
-                    and self.variants.allows(workload.op, config)
+                    and kind in (None, spec.variant(config.variant).kind)
                     and layout in (None, spec.layout(workload, config))
                     and spec.check(workload, config, self._limits(workload)) is None
                 )
@@ -183,22 +191,23 @@ class Chooser:
             return False  # a cache file may hold any workload
 
     def _safe(self, workload: Workload, layout: str | None) -> Config:
+        """The safe configuration, else any that can run."""
         spec, limits = SPECS[workload.op], self._limits(workload)
-        kind = self.variants.kind(workload.op)
+        kind = self.abilities.kind(workload, layout)
+        can = Capabilities(limits) if workload in self._bounded else self.abilities.capabilities
+        config: Config | None = None
         if layout is not None or kind is None:
-            config: Config | None = spec.safe(workload, limits, layout)
-        else:
+            config = spec.safe(workload, limits, layout)
+        elif isinstance(can.find(workload, kind), Config):
             config = spec.safe_of_kind(workload, limits, kind)
-        reason = "no variant fits"
-        if config is not None:
-            broken = spec.check(workload, config, limits)
-            if broken is None:
-                return config
-            reason = broken.reason
-        if workload in self._bounded:
-            reason = self._bounded[workload][1]
-        asked = f" as {kind}" if kind else ""
-        raise UnsupportedOperation(f"{workload}: this device can't run it{asked}: {reason}")
+        right = config is not None and kind in (None, spec.variant(config.variant).kind)
+        if config is not None and right and spec.check(workload, config, limits) is None:
+            return config
+        found = can.find(workload, kind, layout)
+        if isinstance(found, Config):
+            return found
+        reason = self._bounded[workload][1] if workload in self._bounded else found.reason
+        raise self.abilities.refusal([Missing(workload, kind, reason)])
 
 
 def together(request: VariantRequest, tied: bool) -> VariantRequest:

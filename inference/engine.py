@@ -103,10 +103,11 @@ class Engine:
         try:
             context = Context(chosen)
             loader = ProgramLoader(context, store, require_cache=require_cache)
-            chooser = Chooser(store, chosen.info.driver_key, chosen.info, request)
+            info = chosen.info
+            chooser = Chooser(store, info.driver_key, info, request, info.name)
             runner = Runner(
                 context, loader, chooser, opened.weights, config,
-                limit=limit, kv=kv_dtype, warn=warn,
+                limit=limit, whole=ctx_size is not None, kv=kv_dtype, warn=warn,
             )  # fmt: skip
             engine = cls(runner, opened.tokenizer(), opened, store, why=why)
             engine._report_choices(warn)
@@ -226,18 +227,30 @@ class Engine:
 
     def fallbacks(self) -> list[str]:
         """What does not run as tuned or as asked, a line each."""
-        chooser = self.runner.planner.chooser
         lines = [c.fallback for c in self.runner.planner.choices.values() if c.fallback]
-        ops = {workload.op for workload in self.runner.planner.choices}
+        if self.runner.shortened:
+            limit = self.runner.limit
+            lines.append(f"context: {limit} positions at most, more breaks {self.runner.shortened}")
+        return lines + self._not_as_asked()
+
+    def _not_as_asked(self) -> list[str]:
+        """Which operations don't run as ``--variant`` asks of all, and why."""
+        chooser, workloads = self.runner.planner.chooser, list(self.runner.planner.choices)
         kind = chooser.variants.default
-        lines += [f"{op}: has no {kind} variant" for op in chooser.variants.lacking(ops)]
-        return lines
+        lacking = chooser.variants.lacking(workload.op for workload in workloads)
+        lines = [f"{op}: has no {kind} variant" for op in lacking]
+        return lines + chooser.abilities.unmet(workloads)
 
     def _report_choices(self, warn: Callable[[str], None]) -> None:
         counts = origins(self.runner.planner.choices)
-        lacking = [line for line in self.fallbacks() if line.endswith(" variant")]
+        lacking = self._not_as_asked()
         if lacking:
             warn(f"not as asked: {'; '.join(lacking)}")
+        if self.runner.shortened:
+            warn(
+                f"the context is {self.runner.limit} positions: {self.device.name} can't run more "
+                f"of this model ({self.runner.shortened})"
+            )
         self.store.put_driver(DriverRow(self.device.driver_key, self.device.as_dict()))
         if counts.get("older driver"):
             warn(

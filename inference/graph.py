@@ -77,6 +77,11 @@ class Graph:
         for step in self._head():
             yield from self._split(step)
 
+    def of_context(self, m: int, ctx: int) -> list[Workload]:
+        """What :meth:`body` launches for ``m`` tokens that is another for another context."""
+        steps = self._attention("blk.0", m, max(ctx, context_bucket(m)))
+        return [step.workload for step in steps if "ctx" in dict(step.workload.items)]
+
     def pieces(self, step: Step) -> list[tuple[int, int]]:
         """The rows of a step's matrix that the device can hold at once; mostly all of them."""
         workload = step.workload

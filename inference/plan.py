@@ -112,22 +112,24 @@ class Planner:
         self.first_launches: dict[int, float] = {}
         self._launches: dict[tuple[Workload, tuple[tuple[str, str], ...]], BoundStep] = {}
 
-    def resolve(self, steps: Iterable[Step]) -> list[Choice]:
+    def resolve(self, steps: Iterable[Step], beside: Iterable[Step] = ()) -> list[Choice]:
         """Choose for every workload of ``steps``, before anything is allocated for it.
 
         A linear layer's decode workload decides its weight's layout; whatever else reads that
         weight takes a configuration for the same layout. Parameters tuned under another driver or
         for another shape are verified here. Raises
         :class:`~clkiln.errors.UnsupportedOperation`, naming all operations that this device can't
-        run, and :class:`~clkiln.errors.CacheMissError` where the cache is required and holds no
-        parameters for this driver.
+        run, those of the steps ``beside`` as well, which are to be resolved later, and
+        :class:`~clkiln.errors.CacheMissError` where the cache is required and holds no parameters
+        for this driver.
         """
+        steps = list(steps)
         readers: dict[Workload, set[str]] = {}
         for step in steps:
             if step.workload not in self.choices:
                 weight = {step.tensors["w"]} if _reads_matrix(step) else set()
                 readers.setdefault(step.workload, set()).update(weight)
-        missing: list[str] = []
+        every = [step.workload for step in (*steps, *beside)]
         untuned: list[str] = []
         # GEMV first: it decides layouts.
         for workload in sorted(readers, key=lambda w: (w.op != "gemv", str(w))):
@@ -135,25 +137,32 @@ class Planner:
             layout = layouts.pop() if layouts else None
             try:
                 choice = self.chooser.choose(workload, layout)
-                if self.loader.require_cache and choice.fallback:
-                    untuned.append(choice.fallback)
-                    continue
-                choice = self._verified(choice, layout)
-            except UnsupportedOperation as error:
-                missing.append(str(error))
+            except UnsupportedOperation:
+                self._refuse_missing(every)
+                raise
+            if self.loader.require_cache and choice.fallback:
+                untuned.append(choice.fallback)
                 continue
+            if choice.origin in UNVERIFIED:
+                self._refuse_missing(every)  # to verify is to build and to run
+            choice = self._verified(choice, layout)
             self.choices[workload] = choice
             chosen = SPECS[workload.op].layout(workload, choice.config)
             for name in readers[workload]:
                 self.resident.layouts.setdefault(name, str(chosen))
-        if missing:
-            raise UnsupportedOperation("; ".join(missing))
         if untuned:
+            self._refuse_missing(every)
             more = f" (and {len(untuned) - 1} more)" if len(untuned) > 1 else ""
             raise CacheMissError(
                 f"{untuned[0]}{more}: run clkiln tune for this model and device first"
             )
         return [self.choices[workload] for workload in readers]
+
+    def _refuse_missing(self, workloads: Iterable[Workload]) -> None:
+        """Raises :class:`~clkiln.errors.UnsupportedOperation` where any of them can't run."""
+        missing = self.chooser.abilities.missing(workloads)
+        if missing:
+            raise self.chooser.abilities.refusal(missing)
 
     def load(self, choices: Iterable[Choice]) -> None:
         """Programs of ``choices``: one query of the cache file, then from binary or source."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..errors import ContextLengthError, GenerationError
-from ..kernels.types import Array
+from ..kernels.types import Array, Workload
 from ..runtime.context import Context
 from ..runtime.program import ProgramLoader
 from .buckets import CHUNK, TOKENS, context_bucket, token_bucket
@@ -30,7 +30,9 @@ class Runner:
     """One sequence on one device. ``tokens`` are those whose keys and values are in the KV cache.
 
     ``limit`` is the context: more positions raise :class:`~clkiln.errors.ContextLengthError`. The
-    KV cache grows towards it in blocks.
+    KV cache grows towards it in blocks. Where the device can't run as long a context, it is the
+    longest that can be, and :attr:`shortened` says why; with ``whole`` that is an
+    :class:`~clkiln.errors.UnsupportedOperation`.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Runner:
         config: ModelConfig,
         *,
         limit: int,
+        whole: bool = False,
         kv: str = DEFAULT_KV,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -52,9 +55,14 @@ class Runner:
         self._repeatable = 0
         self.graph = Graph(config, weights, kv, context.info)
         self.planner = Planner(context, loader, chooser, ResidentWeights(context, weights), warn)
+        #: What a longer context would break on this device; empty if none does.
+        self.shortened = ""
+        #: The largest bucket of contexts, where the device can't run the limit's.
+        self._ceiling: int | None = None
+        self._fit_context(whole)
         #: Seconds that packing and uploading the weights took.
         self.weights_seconds = 0.0
-        self._cache = KVCache(context, self.planner, weights, kv, limit)
+        self._cache = KVCache(context, self.planner, weights, kv, self.limit)
         self._picked: int | None = None
         self._plans: dict[tuple[int, int], Plan] = {}
         self._rows = 1
@@ -146,7 +154,8 @@ class Runner:
         """Run the layers over ``tokens``; the last row ends as row 0 of x."""
         m, start = len(tokens), self.length
         self._grow(start + m)
-        plan = self._body_plan(token_bucket(m), context_bucket(start + m))
+        ctx = context_bucket(start + m)
+        plan = self._body_plan(token_bucket(m), min(ctx, self._ceiling or ctx))
         tensors = self.planner.tensors
         if not on_device:
             target = tensors["pick" if m == 1 else "tokens"]
@@ -177,13 +186,30 @@ class Runner:
 
     # -- memory ----------------------------------------------------------------------------------
 
+    def _fit_context(self, whole: bool) -> None:
+        """Hold every context that may come against the device."""
+        abilities = self.planner.chooser.abilities
+
+        def workloads(ctx: int) -> list[Workload]:
+            return [w for m in (1, *TOKENS) for w in self.graph.of_context(m, ctx)]
+
+        longest, broken = abilities.longest_context(workloads, self.limit)
+        if broken is None or longest == 0:
+            return  # even the shortest can't run: that is said with all else that can't
+        if whole and longest < self.limit:
+            raise abilities.no_context(self.limit, longest, broken)
+        if longest < self.limit:
+            self.shortened = f"{broken.workload}: {broken.reason}"
+        self.limit = self._ceiling = longest
+
     def _load(self) -> None:
         """Choose for decoding, allocate, load programs and weights."""
         ctx = context_bucket(1)
         steps = [*self.graph.body(1, ctx), *self.graph.head()]
-        choices = self.planner.resolve(steps)
+        prefill = [step for m in TOKENS for step in self.graph.body(m, ctx)]
+        choices = self.planner.resolve(steps, prefill)
         # Prefill is only chosen now: what this device can't run is said before anything is there.
-        self.planner.resolve(step for m in TOKENS for step in self.graph.body(m, ctx))
+        self.planner.resolve(prefill)
         start = time.perf_counter()
         self.planner.resident.upload(_weights(steps))
         self._vectors(steps)

@@ -338,7 +338,7 @@ def test_defaults_shrink_to_what_compiled_kernels_can_run(monkeypatch: pytest.Mo
 def test_a_default_that_cannot_shrink_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Program, "work_group_limit", lambda self: 0)
     with (
-        pytest.raises(UnsupportedOperation, match=r"^\w+ .*: .* compiled kernel: work-group 1 > 0"),
+        pytest.raises(UnsupportedOperation, match=r": \w+ .*: compiled kernel: work-group 1 > 0"),
         clk_engine.engine(),
     ):
         pass
