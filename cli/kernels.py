@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,9 +12,11 @@ from .common import note, print_json, shared, wrapped
 from .completers import operations
 
 if TYPE_CHECKING:
+    from ..kernels.capability import Cell
     from ..kernels.survey import VariantSurvey
     from ..kernels.types import Workload
     from ..runtime.device import DeviceInfo
+    from .capability import Surveys
 
 
 @click.command("kernels")
@@ -23,13 +26,14 @@ if TYPE_CHECKING:
 )
 @shared("device", "json")
 def command(name: str | None, workload: str | None, device: str | None, as_json: bool) -> None:
-    """List the operations: variants, parameters, and what of them the device can run.
+    """List the operations: variants, dtypes, and what of them the device can run.
 
-    With NAME one operation in detail, with what each limit of the device rules out. The counts are
-    for an example, the operation's workload in SmolLM2-135M, or for --workload such as
-    "gemv bias=no fuse=none k=896 n=1152 w=q8_0". Nothing is built.
+    With NAME one operation in detail, with its parameters and what each limit of the device rules
+    out. The counts are for an example, the operation's workload in SmolLM2-135M, or for --workload
+    such as "gemv bias=no fuse=none k=896 n=1152 w=q8_0". Nothing is built.
     """
     from ..kernels import SPECS
+    from ..kernels.capability import Capabilities
     from ..kernels.survey import find_spec, parse_workload, survey
     from ..kernels.types import Workload
 
@@ -42,14 +46,15 @@ def command(name: str | None, workload: str | None, device: str | None, as_json:
         asked = [Workload.parse(spec.example) for spec in specs]
     info = _device(device)
     surveys = {each: survey(each, info) for each in asked}
+    cells = [] if info is None else Capabilities(info).table(asked)
     if as_json:
-        rows = [_as_json(each, found) for each, found in surveys.items()]
+        rows = [_as_json(each, found, cells) for each, found in surveys.items()]
         print_json({"device": info and info.as_dict(), "operations": rows})
     elif name is None and workload is None:
-        _print_table(surveys, info)
+        _print_table(surveys, cells, info)
     else:
         for each, found in surveys.items():
-            _print_details(each, found, info)
+            _print_details(each, found, cells, info)
 
 
 def _device(asked: str | None) -> DeviceInfo | None:
@@ -64,9 +69,12 @@ def _device(asked: str | None) -> DeviceInfo | None:
     return select_device(selector, devices).info
 
 
-def _as_json(workload: Workload, found: tuple[VariantSurvey, ...]) -> dict[str, Any]:
+def _as_json(
+    workload: Workload, found: tuple[VariantSurvey, ...], cells: Sequence[Cell]
+) -> dict[str, Any]:
     from ..kernels import SPECS
     from ..kernels.survey import summary
+    from . import capability
 
     spec = SPECS[workload.op]
     return {
@@ -86,6 +94,7 @@ def _as_json(workload: Workload, found: tuple[VariantSurvey, ...]) -> dict[str, 
                 "parameters": {key: list(values) for key, values in each.parameters.items()},
                 "configurations": each.configurations,
                 "feasible": each.feasible,
+                "dtypes": capability.as_json(cells, each, workload.op),
                 "infeasible": [{"reason": why, "count": count} for why, count in each.reasons],
             }
             for each in found
@@ -98,33 +107,37 @@ def _feasible(found: tuple[VariantSurvey, ...]) -> int | None:
     return sum(counts) if counts else None
 
 
-def _print_table(
-    surveys: dict[Workload, tuple[VariantSurvey, ...]], info: DeviceInfo | None
-) -> None:
+def _print_table(surveys: Surveys, cells: Sequence[Cell], info: DeviceInfo | None) -> None:
     from ..kernels.survey import EXAMPLE_MODEL
+    from . import capability
 
-    head = ("operation", "variants", "parameters", "space", "feasible" if info else "")
-    click.echo(_row(*head))
-    for workload, found in surveys.items():
-        variants = ",".join(f"({v.variant.name})" if v.missing else v.variant.name for v in found)
-        names = dict.fromkeys(name for each in found for name in each.parameters)
-        space = f"{sum(each.configurations for each in found):,}"
-        count = _feasible(found)
-        feasible = "" if count is None else f"{count:,}"
-        click.echo(_row(workload.op, variants, " ".join(names), space, feasible))
-    click.echo()
+    if info:
+        capability.print_table(surveys, cells)
+    else:
+        click.echo(_row("operation", "variants", "parameters", "space"))
+        for workload, found in surveys.items():
+            variants = ",".join(each.variant.name for each in found)
+            names = dict.fromkeys(name for each in found for name in each.parameters)
+            space = f"{sum(each.configurations for each in found):,}"
+            click.echo(_row(workload.op, variants, " ".join(names), space))
+        click.echo()
     wrapped("", f"Counted for workloads of {EXAMPLE_MODEL}; clkiln kernels NAME says which.")
     if info:
-        lacking = any(each.missing for found in surveys.values() for each in found)
-        wrapped("", f"Feasible on {info.name}." + " (In brackets: cannot run)" * lacking)
+        wrapped("", f"Feasible on {info.name}.")
+    if any(cell.config is None for cell in cells):
+        click.echo("\nCannot run here:")
+        capability.print_what_cannot_run(cells)
 
 
-def _row(operation: str, variants: str, parameters: str, space: str, feasible: str) -> str:
-    return f"{operation:<18}{variants:<19}{parameters:<25}{space:>7}{feasible:>10}".rstrip()
+def _row(operation: str, variants: str, parameters: str, space: str) -> str:
+    return f"{operation:<18}{variants:<19}{parameters:<25}{space:>7}"
 
 
 def _print_details(
-    workload: Workload, found: tuple[VariantSurvey, ...], info: DeviceInfo | None
+    workload: Workload,
+    found: tuple[VariantSurvey, ...],
+    cells: Sequence[Cell],
+    info: DeviceInfo | None,
 ) -> None:
     from ..kernels import SPECS
     from ..kernels.survey import EXAMPLE_MODEL, description, summary
@@ -140,10 +153,12 @@ def _print_details(
     if info:
         wrapped("device    ", info.name)
     for each in found:
-        _print_variant(each, info is not None)
+        _print_variant(each, cells)
 
 
-def _print_variant(each: VariantSurvey, on_device: bool) -> None:
+def _print_variant(each: VariantSurvey, cells: Sequence[Cell]) -> None:
+    from . import capability
+
     variant = each.variant
     needs = ", ".join(sorted(variant.requires)) or "nothing special"
     kind = "" if variant.kind == variant.name else f" ({variant.kind})"
@@ -151,13 +166,15 @@ def _print_variant(each: VariantSurvey, on_device: bool) -> None:
     click.echo(f"variant {variant.name}{kind}: needs {needs}")
     for name, values in each.parameters.items():
         wrapped(f"  {name:<4}", ", ".join(map(str, values)))
-    if not on_device:
+    if not cells:
         click.echo(f"  {each.configurations:,} configurations")
         return
     if each.missing:
         wrapped("  ", f"cannot run here: the device lacks {', '.join(each.missing)}")
+        capability.print_variant(each, cells)
         return
     end = "; not:" if each.reasons else ""
     click.echo(f"  {each.feasible:,} of {each.configurations:,} configurations can run{end}")
     for why, count in each.reasons:
         wrapped(f"  {count:>7,}  ", why)
+    capability.print_variant(each, cells)

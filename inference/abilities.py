@@ -158,6 +158,8 @@ def _option(other: Alternative, workload: Workload, coding: str | None) -> str |
     spec = SPECS[workload.op]
     if other.kind == "variant":
         return f"--variant {workload.op}={spec.variant(other.config.variant).kind}"
+    if other.kind == "pieces":
+        return None  # the graph has cut what can be cut
     if other.kind == "size":
         return f"{other.change} at most"
     tag, _, dtype = other.change.partition("=")

@@ -42,12 +42,13 @@ class Needs:
 class Alternative:
     """Something near a workload that the device can run, and what is different about it.
 
-    ``change`` is what a person would say: ``variant buffer``, ``kv=f16``, ``ctx=2048``.
+    ``change`` is what a person would say: ``variant buffer``, ``pieces of 4096 rows``, ``kv=f16``,
+    ``ctx=2048``.
     """
 
     workload: Workload
     config: Config
-    kind: Literal["variant", "dtype", "size"]
+    kind: Literal["variant", "pieces", "dtype", "size"]
     change: str
 
 
@@ -100,17 +101,25 @@ class Capabilities:
 
     def alternatives(self, workload: Workload, kind: str | None = None) -> Iterator[Alternative]:
         """What can run in place of ``workload`` (as ``kind``), nearest first: other variants of
-        it, then other dtypes and less of the sizes that vary at run time."""
+        it, then pieces of it, then other dtypes and less of the sizes that vary at run time."""
         for variant in SPECS[workload.op].variants:
             found = self.find_variant(workload, variant)
             if kind != variant.kind and isinstance(found, Config):
                 yield Alternative(workload, found, "variant", f"variant {variant.name}")
+        yield from self._pieces(workload)
         others = [*self._other_dtypes(workload), *self._smaller(workload)]
         yield from sorted(others, key=lambda other: distance(workload, other.workload))
 
     def nearest(self, workload: Workload, kind: str | None = None) -> Alternative | None:
         """The first of :meth:`alternatives`."""
         return next(self.alternatives(workload, kind), None)
+
+    def _pieces(self, workload: Workload) -> Iterator[Alternative]:
+        """An engine cuts a matrix so by itself."""
+        piece = SPECS[workload.op].piece(workload, self.limits)
+        found = None if piece is None else self.find(piece)
+        if piece is not None and isinstance(found, Config):
+            yield Alternative(piece, found, "pieces", f"pieces of {piece.size('n')} rows")
 
     def _other_dtypes(self, workload: Workload) -> Iterator[Alternative]:
         """The same sizes in other dtypes: a model has its sizes."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from .coding import DTYPES, STORED_BITS, coding_of
 from .layout import Layout, layout_space, pack
+from .split import pieces
 from .types import (
     Argument,
     Array,
@@ -50,6 +51,13 @@ class WeightSpec(KernelSpec):
         coding = coding_of(changed.tag("w"))
         step = coding.columns if coding else 1
         return changed.replace(k=-(-changed.size("k") // step) * step)
+
+    def piece(self, workload: Workload, limits: DeviceLimits) -> Workload | None:
+        """Rows of the weight: see :mod:`.split`."""
+        n, k, dtype = workload.size("n"), workload.size("k"), workload.tag("w")
+        rows = pieces(n, k, dtype, limits, paired=self.paired(workload))
+        uncut = len(rows) == 1 or self.is_piece(workload)
+        return None if uncut else workload.replace(n=rows[0][1], of=n)
 
     def weight_shape(self, workload: Workload) -> tuple[int, int]:
         """Rows and columns of the weight."""

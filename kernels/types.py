@@ -268,6 +268,11 @@ class KernelSpec(ABC):
         """``workload`` with another of :attr:`dtypes`, its sizes rounded up to what that asks."""
         return workload.replace(**{tag: dtype})
 
+    def piece(self, workload: Workload, limits: DeviceLimits) -> Workload | None:
+        """One of the pieces that ``workload`` is cut into because the device can't hold it whole;
+        None where it is not cut."""
+        return None
+
     # -- the kernel ----------------------------------------------------------------------------
 
     @abstractmethod

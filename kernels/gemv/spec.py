@@ -55,6 +55,10 @@ class GemvSpec(LinearSpec):
             return f"work-group {config['LX'] * config['KS']} > 256 work-items"
         return None
 
+    def piece(self, workload: Workload, limits: DeviceLimits) -> Workload | None:
+        """None of heads: both rows of a pair have to be there."""
+        return None if workload.tag("fuse") == "qkv" else super().piece(workload, limits)
+
     def _tiles(self, workload: Workload, config: Config) -> int:
         return -(-workload.size("n") // (config["R"] * config["G"]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,9 @@ import clk_devices
 import clk_engine
 from clk_cli import Result
 from clkiln.kernels import SPECS
-from clkiln.kernels.types import Workload
+from clkiln.kernels.capability import Capabilities
+from clkiln.kernels.coding import DTYPES
+from clkiln.kernels.types import Config, Workload
 from clkiln.runtime.program import ProgramLoader
 
 Call = Callable[..., Result]
@@ -30,12 +33,69 @@ def test_the_table(call: Call, device: str) -> None:
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
     assert all(len(line) <= 80 for line in lines)
-    assert [line.split()[0] for line in lines[1 : 1 + len(SPECS)]] == list(SPECS)
-    spec, info = SPECS["gemv"], clk_engine.a_device().info
-    [row] = [line for line in lines if line.startswith("gemv ")]
-    workload = Workload.parse(spec.example)
-    space, feasible = len(list(spec.space(workload))), len(spec.feasible(workload, info))
-    assert row.split()[-2:] == [f"{space:,}", f"{feasible:,}"]
+    assert "\x1b" not in result.out
+    head, *rows = lines[: lines.index("")]
+    rows = iter(rows)
+    info = clk_engine.a_device().info
+    for op, spec in SPECS.items():
+        workload = Workload.parse(spec.example)
+        for place, variant in enumerate(spec.variants):
+            row = next(rows)
+            words = row.split()
+            assert row.startswith(op if place == 0 else " " * 18)
+            assert words[place == 0] == variant.name
+            of_variant = [c for c in spec.space(workload) if c.variant == variant.name]
+            feasible = [c for c in of_variant if spec.check(workload, c, info) is None]
+            assert words[-2:] == [f"{len(of_variant):,}", f"{len(feasible):,}"]
+            if feasible:
+                # In the example's own dtype; others may differ in the number of columns.
+                assert "yes" in words
+    assert next(rows, None) is None
+    columns = head.split()[2:-2]
+    assert columns[:3] == ["f32", "f16", "bf16"]
+    legend = {line.split(":")[0]: line.split()[1:] for line in lines if line[1:2] == ":"}
+    listed = [dtype for column in columns for dtype in legend.get(column, [column])]
+    assert sorted(listed) == sorted(DTYPES)
+
+
+def test_marks_and_reasons(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose largest allocation holds some of the table's dtypes and not others."""
+    limits = {"max_alloc": 30 << 20, "local_memory": 8 << 10, "name": "Acme 2"}
+    devices = clk_devices.numbered({"name": "Acme 1"}, limits)
+    monkeypatch.setattr("clkiln.runtime.device.list_devices", lambda: devices)
+    text = call("kernels", "--device", 1).out
+    info = devices[1].info
+    cells = Capabilities(info).table([Workload.parse(SPECS["embedding"].example)])
+    runs = {c.dtype: c.config is not None for c in cells if c.variant.name == "buffer"}
+    assert {*runs.values()} == {True, False}
+    lines = text.splitlines()
+    [row] = [line for line in lines if line.startswith("embedding")]
+    columns = dict(zip(lines[0].split()[2:-2], row.split()[2:-2], strict=True))
+    assert columns["f32"] == columns["f16"] == "no"
+    quantised = [runs[dtype] for dtype in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")]
+    assert columns["q"] == ("yes" if all(quantised) else f"{sum(quantised)}/6")
+    cannot = " ".join(text.partition("Cannot run here:")[2].split())
+    assert re.search(r"embedding buffer \(w: f32 f16 .*: w\.q .* > 31457280 bytes", cannot)
+    assert "; nearest that runs: pieces of " in cannot
+    data = json.loads(call("kernels", "--device", 1, "--json").out)
+    for operation in data["operations"]:
+        for variant in operation["variants"]:
+            assert variant["dtypes"]
+            for cell in variant["dtypes"]:
+                workload = Workload.parse(cell["workload"])
+                assert cell["runs"] == (cell["reason"] == "") == bool(cell["configuration"])
+                if cell["runs"]:
+                    config = Config.parse(json.dumps(cell["configuration"]))
+                    assert SPECS[workload.op].check(workload, config, info) is None
+                    assert cell["needs"]["largest"] <= info.max_alloc
+                elif cell["nearest"]:
+                    assert Workload.parse(cell["nearest"]["workload"]).op == workload.op
+    [embedding] = [row for row in data["operations"] if row["name"] == "embedding"]
+    assert {c["dtype"]: c["runs"] for c in embedding["variants"][0]["dtypes"]} == runs
+    detail = " ".join(call("kernels", "embedding", "--device", 1).out.split())
+    assert (
+        "runs in w: " in detail and "not in w: f32 f16" in detail and "takes work-groups" in detail
+    )
 
 
 @pytest.mark.parametrize("op", SPECS)
@@ -64,7 +124,10 @@ def test_what_a_device_cannot_run_and_why(call: Call, monkeypatch: pytest.Monkey
         assert variant["configurations"] == variant["feasible"] + ruled_out
     assert operation["feasible"] == buffer["feasible"] > 0
     assert buffer["parameters"]["LX"] == [1, 2, 4, 8, 16, 32]
-    assert "(image)" in call("kernels", "--device", 1).out
+    table = " ".join(call("kernels", "--device", 1).out.split())
+    assert "gemv image (w: all 14): needs images; nearest that runs: variant buffer" in table
+    detail = " ".join(call("kernels", "gemv", "--device", 1).out.split())
+    assert "not in w: all 14: needs images; nearest that runs: variant buffer" in detail
 
 
 def test_a_workload_of_ones_own(call: Call) -> None:
@@ -85,4 +148,5 @@ def test_without_any_device(call: Call, monkeypatch: pytest.MonkeyPatch) -> None
     assert data["device"] is None
     assert [row["name"] for row in data["operations"]] == list(SPECS)
     assert all(row["feasible"] is None for row in data["operations"])
+    assert all(not each["dtypes"] for row in data["operations"] for each in row["variants"])
     assert call("kernels", "--device", "gpu").code == 1

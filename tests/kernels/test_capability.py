@@ -71,6 +71,10 @@ def test_what_is_nearest_can_run(workload: Workload, device: Limits, kind: str |
         assert spec.check(other.workload, other.config, device) is None
         assert spec.contains(other.workload, other.config)
         changed = dict(set(other.workload.items) - set(workload.items))
+        if other.kind == "pieces":
+            assert changed == {"n": other.workload.size("n"), "of": given["n"]}
+            assert 0 < int(changed["n"]) < int(given["n"])
+            continue
         assert set(dict(other.workload.items)) == set(given)
         if other.kind == "variant":
             assert not changed and spec.variant(other.config.variant).kind != kind
@@ -163,9 +167,11 @@ def test_that_nothing_runs_is_found_without_trying_all(
         ("gemv bias=no fuse=none k=64 n=64 w=q4_0", "image", Limits(), "needs images",
          "variant buffer"),
         ("gemv bias=no fuse=none k=64 n=64 w=f32", "buffer", Limits(max_alloc=9000),
-         "w.q 16384 > 9000", "w=f16"),
-        ("gemv bias=no fuse=none k=70 n=64 w=f16", "buffer", Limits(max_alloc=5000),
-         "w.q 8960 > 5000", None),
+         "w.q 16384 > 9000", "pieces of 32 rows"),
+        ("gemv bias=no fuse=none k=70 n=64 w=f16", "buffer", Limits(max_alloc=250),
+         "w.q 8960 > 250", None),
+        ("attention_decode ctx=64 head_dim=16 heads=2 kv=f32 kv_heads=2", "buffer",
+         Limits(max_alloc=4096), "k_cache 8192 > 4096", "kv=f16"),
         ("attention_decode ctx=100 head_dim=16 heads=2 kv=f32 kv_heads=2", "buffer",
          Limits(max_alloc=12000), "k_cache 12800 > 12000", "ctx=93"),
         ("attention_decode ctx=100 head_dim=16 heads=2 kv=f16 kv_heads=2", "buffer",
