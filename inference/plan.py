@@ -218,7 +218,7 @@ class Planner:
             choice = self.choices[step.workload]
             spec = SPECS[step.workload.op]
             seen = [
-                self._tensor(step, argument).seen_as(argument.memory)
+                self._tensor(step, argument).seen_as(argument.memory, argument.nbytes)
                 for argument in spec.arguments(step.workload, choice.config)
             ]
             launch = Launch(program, seen, spec.geometry(step.workload, choice.config))

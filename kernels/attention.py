@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .types import Argument, Array, KernelSpec, Value, Workload
+from .texels import BUFFER_AND_TEXELS, input_memory
+from .types import Argument, Array, Config, KernelSpec, Value, Workload
 
 #: NumPy dtypes of a cache, by the workload's tag ``kv``.
 KV_DTYPES = {"f16": "float16", "f32": "float32"}
@@ -71,18 +72,24 @@ class AttentionSpec(CacheSpec):
     """Softmax attention with grouped queries and a causal mask, scale 1 / sqrt(head_dim).
 
     Token ``i`` is position ``pos + i``; its own and the step's other keys and values are in the
-    cache already. Token ``i`` attends to positions 0 to ``pos + i``.
+    cache already. Token ``i`` attends to positions 0 to ``pos + i``. The variant ``image`` reads
+    ``qkv`` and the caches as RGBA texels, of float16 where the caches are.
     """
 
-    def arguments_of(self, workload: Workload, lead: tuple[int, ...]) -> tuple[Argument, ...]:
+    variants = BUFFER_AND_TEXELS
+
+    def arguments_of(
+        self, workload: Workload, config: Config, lead: tuple[int, ...]
+    ) -> tuple[Argument, ...]:
         """The arguments; ``lead`` is the leading shape of ``qkv`` and ``out``."""
+        seen = input_memory(config)
         cache, dtype = self.cache_shape(workload), self.kv_dtype(workload)
         width = workload.size("heads") * workload.size("head_dim")
         return (
             Argument("state", "state", "int32", (4,)),
-            Argument("qkv", "input", "float32", (*lead, self.row_length(workload))),
-            Argument("k_cache", "input", dtype, cache, streams=True),
-            Argument("v_cache", "input", dtype, cache, streams=True),
+            Argument("qkv", "input", "float32", (*lead, self.row_length(workload)), seen),
+            Argument("k_cache", "input", dtype, cache, seen, streams=True),
+            Argument("v_cache", "input", dtype, cache, seen, streams=True),
             Argument("out", "output", "float32", (*lead, width)),
         )
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .types import Argument, Config, DeviceLimits, KernelSpec, Workload
 
+#: Texels of an image buffer whose elements kernels can count in an int.
+MOST_TEXELS = 1 << 29
+
 
 @dataclass(frozen=True)
 class Infeasible:
@@ -57,9 +60,10 @@ def argument_limit(argument: Argument, limits: DeviceLimits) -> Infeasible | Non
     nbytes, most = argument.nbytes, limits.max_alloc
     if nbytes > most:
         return _over(nbytes, most, f"{argument.name} {nbytes} > {most} bytes (largest allocation)")
-    if argument.memory == "image1d" and argument.texels > limits.image_max_buffer_size:
-        texels, most = argument.texels, limits.image_max_buffer_size
-        return _over(texels, most, f"{argument.name} image buffer {texels} > {most} texels")
+    if argument.memory == "image1d":
+        texels, most = argument.texels, min(limits.image_max_buffer_size, MOST_TEXELS)
+        if texels > most:
+            return _over(texels, most, f"{argument.name} image buffer {texels} > {most} texels")
     if argument.memory == "image2d":
         sides, largest = (
             argument.shape[1::-1],

@@ -7,11 +7,14 @@ no second copy. Outputs are written to the buffers themselves. The kernel's side
 
 from __future__ import annotations
 
+from .sizes import WIDTHS, dividing
 from .types import Config, Memory, Value, Variant
 
 #: The feature of a device with image buffers (OpenCL C 1.2).
 IMAGE_BUFFERS = "image_buffers"
 TEXELS = Variant("image", "image", frozenset({IMAGE_BUFFERS}))
+#: Widths of one and two texels; beyond, a vector is just more reads.
+TEXEL_WIDTHS = (4, 8)
 BUFFER_AND_TEXELS = (Variant("buffer", "buffer"), TEXELS)
 
 
@@ -25,15 +28,14 @@ def texel_defines(config: Config) -> dict[str, Value]:
     return {"IMAGE": 1} if config.variant == TEXELS.name else {}
 
 
-def texel_misfit(config: Config, *rows: int) -> str | None:
-    """A reason if vectors of ``V`` elements don't begin at multiples of ``V`` in every row.
+def vector_widths(variant: Variant, *rows: int) -> tuple[int, ...]:
+    """Vector widths that a search may try for inputs with rows of so many elements.
 
-    An image has no address to add to: a row whose length ``V`` does not divide begins in the middle
-    of a vector. Single elements are picked out of their texel, so with ``V`` 1 all is well.
+    An image has no address to add to, so a vector may not begin in the middle of a texel: the width
+    divides every row. Narrower ones than a texel would read each texel again for every part of it,
+    and are for rows that are no whole texels. From a buffer any width can be read at any place.
     """
-    if config.variant != TEXELS.name:
-        return None
-    for row in rows:
-        if row % config["V"]:
-            return f"rows of {row} in texel vectors of {config['V']}"
-    return None
+    if variant != TEXELS:
+        return WIDTHS
+    fitting = dividing(WIDTHS, *rows)
+    return dividing(TEXEL_WIDTHS, *rows) or (max(fitting),)

@@ -53,22 +53,23 @@ class MemoryBudget:
 
 
 class Texels:
-    """A buffer seen as RGBA texels, an ``image1d_buffer_t``. It keeps its tensor alive.
+    """The first bytes of a buffer seen as RGBA texels, an ``image1d_buffer_t``.
 
-    Its width is that of the whole buffer, the last texel filled up with what lies there.
+    The last texel is filled up with what lies there. It keeps its tensor alive.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, nbytes: int) -> None:
         self.tensor, self.context = tensor, tensor.context
         channel = _CHANNELS.get(tensor.dtype.name)
         if tensor.memory != "buffer" or channel is None:
             raise ValueError(f"{tensor.what}: no texels of {tensor.dtype} in {tensor.memory}")
         texel = 4 * tensor.dtype.itemsize
+        width = -(-nbytes // texel)
         pixels = cl.ImageFormat(cl.channel_order.RGBA, channel)
         with self.context.errors(f"{tensor.what}: seeing it as an image"):
             self.handle: Any = cl.create_image(
                 self.context.handle, cl.mem_flags.READ_WRITE, pixels,
-                shape=(-(-tensor.nbytes // texel),), buffer=tensor.handle,
+                shape=(width,), buffer=tensor.handle,
             )  # fmt: skip
 
     def belongs_to(self, context: Context) -> None:
@@ -81,8 +82,6 @@ class Tensor:
 
     Made by :meth:`.context.Context.empty` and :meth:`.context.Context.upload`.
     """
-
-    _texels: Texels | None = None
 
     def __init__(
         self,
@@ -97,6 +96,8 @@ class Tensor:
         self.context, self.memory, self.what = context, memory, what
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self.nbytes = max(1, int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize)
+        #: Views by the bytes that they cover.
+        self._texels: dict[int, Texels] = {}
         context.memory.take(self.nbytes, what)
         try:
             #: Any: pyopencl's types tell buffers from images, and here ``memory`` does.
@@ -132,18 +133,21 @@ class Tensor:
         size2d = (self.shape[1], self.shape[0])
         return cl.create_image(self.context.handle, flags, pixels, shape=size2d, hostbuf=data)
 
-    def seen_as(self, memory: Memory) -> Tensor | Texels:
+    def seen_as(self, memory: Memory, nbytes: int | None = None) -> Tensor | Texels:
         """What a kernel gets whose argument lies in ``memory``: this, or its texels.
 
-        Raises ``ValueError`` where the tensor cannot be seen so.
+        ``nbytes`` is how much of it the kernel may read: a device has a longest image buffer, and a
+        KV cache may be longer than what one kernel is for. Raises ``ValueError`` where the tensor
+        cannot be seen so.
         """
         if memory == self.memory:
             return self
         if memory != "image1d":
             raise ValueError(f"{self.what} lies in {self.memory}, not in {memory}")
-        if self._texels is None:
-            self._texels = Texels(self)
-        return self._texels
+        size = self.nbytes if nbytes is None else min(nbytes, self.nbytes)
+        if size not in self._texels:
+            self._texels[size] = Texels(self, size)
+        return self._texels[size]
 
     def write(self, data: NDArray[Any], *, blocking: bool = True) -> None:
         """Copy ``data`` (at most as long, same dtype) to the start of the buffer."""
@@ -241,9 +245,9 @@ class Tensor:
     def release(self) -> None:
         """Give the memory back now; the tensor must not be used again."""
         if self.handle is not None:
-            if self._texels is not None:
-                self._texels.handle.release()
-                self._texels = None
+            for texels in self._texels.values():
+                texels.handle.release()
+            self._texels.clear()
             self.handle.release()
             self.handle = None
             self.context.memory.give_back(self.nbytes)

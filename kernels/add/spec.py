@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
+from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, vector_widths
 from ..types import (
     Argument,
     Array,
@@ -25,15 +26,18 @@ class AddSpec(KernelSpec):
     """Workload: sizes ``d`` (row length) and ``m`` (rows).
 
     Parameters: ``LX`` work-items to a group along the row, ``V`` vector width, ``U`` vectors to a
-    work-item.
+    work-item. The variant ``image`` reads ``x`` as RGBA texels.
     """
+
+    variants = BUFFER_AND_TEXELS
 
     op = "add"
     file = "add/add.cl"
     example = "add d=576 m=1"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
-        return {"LX": LOCAL_SIZES, "V": WIDTHS, "U": (1, 2, 4, 8, 16)}
+        widths = vector_widths(variant, workload.size("d"))
+        return {"LX": LOCAL_SIZES, "V": widths, "U": (1, 2, 4, 8, 16)}
 
     def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
         vectors = -(-workload.size("d") // config["V"])
@@ -50,7 +54,7 @@ class AddSpec(KernelSpec):
         return "add"
 
     def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
-        return {**dict(config.params), "D": workload.size("d")}
+        return {**dict(config.params), **texel_defines(config), "D": workload.size("d")}
 
     def geometry(self, workload: Workload, config: Config) -> Geometry:
         pieces = -(-workload.size("d") // (config["V"] * config["U"]))
@@ -58,7 +62,10 @@ class AddSpec(KernelSpec):
 
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
         shape = (workload.size("m"), workload.size("d"))
-        return Argument("x", "input", "float32", shape), Argument("y", "inout", "float32", shape)
+        return (
+            Argument("x", "input", "float32", shape, input_memory(config)),
+            Argument("y", "inout", "float32", shape),
+        )
 
     def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
         shape = (workload.size("m"), workload.size("d"))

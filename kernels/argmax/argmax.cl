@@ -2,6 +2,7 @@
 // Status: bit 0, a value is NaN or infinite, and the index is 0; bit 1, all N > 1 values are equal.
 //
 //   LX  work-items, a power of two      V  vector width      N  number of values
+//   IMAGE  x is seen as RGBA texels
 #include "vec.clh"
 #include "reduce.clh"
 
@@ -11,17 +12,17 @@
 #define DIFFERENT 2
 #define AS_VI CAT(as_, VI)
 
-__kernel REQD void argmax(__global const float *restrict x, __global int *restrict out) {
+__kernel REQD void argmax(INPUT(float, x), __global int *restrict out) {
   __local float scratch[LX];
   __local int marks[LX];
   const int item = get_local_id(0);
-  const float first = x[0];
+  const float first = GET1(0, 0, x);
 
   // A lane keeps its first largest value: only a strictly larger one replaces it.
   VF top = -INFINITY;
   VI at = 0, exponents = 0, differ = 0;
   for (int i = item; i < N / V; i += LX) {
-    const VF a = VLOAD(i, x);
+    const VF a = VGET(i, 0, x);
     const VI larger = a > top;
     top = select(top, a, larger);
     at = select(at, (VI)i, larger);
@@ -45,7 +46,7 @@ __kernel REQD void argmax(__global const float *restrict x, __global int *restri
     status |= (exponent[lane] == EXPONENT ? ODD : 0) | (different[lane] ? DIFFERENT : 0);
   }
   for (int i = N / V * V + item; i < N; i += LX) {
-    const float a = x[i];
+    const float a = GET1(i, 0, x);
     if (a > best) {
       best = a;
       index = i;

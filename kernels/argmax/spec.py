@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
+from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, vector_widths
 from ..types import (
     Argument,
     Array,
@@ -28,15 +29,17 @@ class ArgmaxSpec(KernelSpec):
     """Workload: size ``n``. ``out`` is (index, status).
 
     The lowest index wins a tie; where a value is not finite the index is 0. The single work-group
-    has ``LX`` items that read vectors of ``V``.
+    has ``LX`` items that read vectors of ``V``; the variant ``image`` reads them as RGBA texels.
     """
+
+    variants = BUFFER_AND_TEXELS
 
     op = "argmax"
     file = "argmax/argmax.cl"
     example = "argmax n=49152"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
-        return {"LX": (*LOCAL_SIZES, 512, 1024), "V": WIDTHS}
+        return {"LX": (*LOCAL_SIZES, 512, 1024), "V": vector_widths(variant)}
 
     def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
         return too_many_items(config["LX"], -(-workload.size("n") // config["V"]))
@@ -53,14 +56,14 @@ class ArgmaxSpec(KernelSpec):
         return "argmax"
 
     def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
-        return {"LX": config["LX"], "V": config["V"], "N": workload.size("n")}
+        return {**dict(config.params), **texel_defines(config), "N": workload.size("n")}
 
     def geometry(self, workload: Workload, config: Config) -> Geometry:
         return Geometry((config["LX"],), (config["LX"],))
 
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
         return (
-            Argument("x", "input", "float32", (workload.size("n"),)),
+            Argument("x", "input", "float32", (workload.size("n"),), input_memory(config)),
             Argument("out", "output", "int32", (2,)),
         )
 

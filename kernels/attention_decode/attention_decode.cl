@@ -2,6 +2,7 @@
 //
 //   HEADS, KV_HEADS, HEAD_DIM, SCALE      LX, V, KV_F16 | KV_F32
 //   G  query heads to a work-group, all of one KV head: they share its loads
+//   IMAGE  qkv and the caches are seen as RGBA texels
 //   T  positions to a step, whose scores are exponentiated together
 //
 // Item i takes steps i, i + LX, ... with a softmax and an accumulator of its own (rescaled when the
@@ -12,25 +13,23 @@
 #define NV (HEAD_DIM / V)
 #define TLOAD CAT(load, T)
 #define TSTORE CAT(store, T)
+// Where this head's row of a position begins.
+#define ROW_OF(p) (((size_t)min(p, count - 1) * KV_HEADS + kv_head) * HEAD_DIM)
 
-__kernel REQD void attention_decode(__global const int *restrict state,
-                                    __global const float *restrict qkv,
-                                    __global const KV *restrict k_cache,
-                                    __global const KV *restrict v_cache,
+__kernel REQD void attention_decode(__global const int *restrict state, INPUT(float, qkv),
+                                    INPUT(KV, k_cache), INPUT(KV, v_cache),
                                     __global float *restrict out) {
   __local float scratch[LX];
   const int item = get_local_id(0);
   const int head = get_group_id(0) * G;
   const int count = state[0] + 1;
-  k_cache += head / (HEADS / KV_HEADS) * HEAD_DIM;
-  v_cache += head / (HEADS / KV_HEADS) * HEAD_DIM;
-  qkv += head * HEAD_DIM;
+  const int kv_head = head / (HEADS / KV_HEADS);
 
   VF q[G][NV], acc[G][NV];
   float peak[G], sum[G];
   for (int g = 0; g < G; ++g) {
     for (int j = 0; j < NV; ++j) {
-      q[g][j] = VLOAD(g * NV + j, qkv) * SCALE;
+      q[g][j] = VGET(g * NV + j, head * HEAD_DIM, qkv) * SCALE;
       acc[g][j] = 0.0f;
     }
     peak[g] = -INFINITY;
@@ -42,13 +41,13 @@ __kernel REQD void attention_decode(__global const int *restrict state,
 #pragma unroll
     for (int t = 0; t < T; ++t) {
       // Past the end the last position stands in, and its score counts nothing.
-      __global const KV *k = k_cache + (size_t)min(step + t, count - 1) * (KV_HEADS * HEAD_DIM);
+      const size_t row = ROW_OF(step + t);
       VF dot[G];
 #pragma unroll
       for (int g = 0; g < G; ++g) dot[g] = 0.0f;
 #pragma unroll
       for (int j = 0; j < NV; ++j) {
-        const VF x = KVLOAD(j, k);
+        const VF x = KVGET(j, row, k_cache);
 #pragma unroll
         for (int g = 0; g < G; ++g) dot[g] = q[g][j] * x + dot[g];
       }
@@ -71,10 +70,10 @@ __kernel REQD void attention_decode(__global const int *restrict state,
     }
 #pragma unroll
     for (int t = 0; t < T; ++t) {
-      __global const KV *v = v_cache + (size_t)min(step + t, count - 1) * (KV_HEADS * HEAD_DIM);
+      const size_t row = ROW_OF(step + t);
 #pragma unroll
       for (int j = 0; j < NV; ++j) {
-        const VF x = KVLOAD(j, v);
+        const VF x = KVGET(j, row, v_cache);
 #pragma unroll
         for (int g = 0; g < G; ++g) acc[g][j] = scores[g][t] * x + acc[g][j];
       }

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..attention import AttentionSpec
 from ..sizes import LOCAL_SIZES, WIDTHS, dividing, safe_items, safe_width, too_many_items
+from ..texels import texel_defines, vector_widths
 from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
 
 
@@ -29,9 +30,10 @@ class AttentionDecodeSpec(AttentionSpec):
         return dividing(range(1, 9), workload.size("heads") // workload.size("kv_heads"))
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
+        head_dim = workload.size("head_dim")
         return {
             "LX": LOCAL_SIZES,
-            "V": dividing(WIDTHS, workload.size("head_dim")),
+            "V": dividing(vector_widths(variant, head_dim), head_dim),
             "T": (1, 2, 4, 8, 16),
             "G": self.shares(workload),
         }
@@ -58,14 +60,15 @@ class AttentionDecodeSpec(AttentionSpec):
 
     def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
         scale = f"{1 / sqrt(workload.size('head_dim'))!r}f"
-        return {**self.head_defines(workload), **dict(config.params), "SCALE": scale}
+        own = {**self.head_defines(workload), **dict(config.params), "SCALE": scale}
+        return own | texel_defines(config)
 
     def geometry(self, workload: Workload, config: Config) -> Geometry:
         groups = workload.size("heads") // config["G"]
         return Geometry((groups * config["LX"],), (config["LX"],))
 
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
-        return self.arguments_of(workload, ())
+        return self.arguments_of(workload, config, ())
 
     def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
         inputs = super().inputs(workload, rng)

@@ -3,6 +3,7 @@
 //   HEADS, KV_HEADS, HEAD_DIM, SCALE      KV_F16 | KV_F32
 //   LX  work-items to a group      V  query rows to a work-item, one in each lane
 //   T   positions to a step        UD  unrolling along the head      W  width of a cache load
+//   IMAGE  qkv and the caches are seen as RGBA texels
 //
 // The rows of a KV head are the pairs of a token and one of the head's query heads: row r is query
 // head r % GROUP of token r / GROUP. With rows in lanes no score is summed across lanes, and T keys
@@ -13,10 +14,17 @@
 #define GROUP (HEADS / KV_HEADS)
 #define ROW ((HEADS + 2 * KV_HEADS) * HEAD_DIM)
 
-#ifdef KV_F16
-#define WIDE_LOAD CAT(half_load, W)
+// QW  width of a load of queries: single texels are not worth a read each
+#ifdef IMAGE
+#define QW W
+#define WIDE_GET(i, base, p) GET(W, i, base, p)
 #else
-#define WIDE_LOAD CAT(load, W)
+#define QW 1
+#ifdef KV_F16
+#define WIDE_GET(i, base, p) CAT(half_load, W)(i, (p) + (base))
+#else
+#define WIDE_GET(i, base, p) GET(W, i, base, p)
+#endif
 #endif
 #define WIDE_STORE CAT(store, W)
 
@@ -29,20 +37,18 @@
 #define TILE_BARRIER
 #endif
 
-// Positions first .. first + T - 1 as float32; past the end the last position stands in.
-static inline void read_tile(__global const KV *cache, TILE_SPACE float *tile, const int first,
-                             const int end) {
+// Positions first .. first + T - 1 of a head as float32; past the end the last one stands in.
+static inline void read_tile(INPUT(KV, cache), const int kv_head, TILE_SPACE float *tile,
+                             const int first, const int end) {
   for (int i = get_local_id(0); i < T * HEAD_DIM / W; i += LX) {
     const int t = i / (HEAD_DIM / W), j = i % (HEAD_DIM / W);
-    __global const KV *row = cache + (size_t)min(first + t, end - 1) * (KV_HEADS * HEAD_DIM);
-    WIDE_STORE(WIDE_LOAD(j, row), i, tile);
+    const size_t row = ((size_t)min(first + t, end - 1) * KV_HEADS + kv_head) * HEAD_DIM;
+    WIDE_STORE(WIDE_GET(j, row, cache), i, tile);
   }
 }
 
-__kernel REQD void attention_prefill(__global const int *restrict state,
-                                     __global const float *restrict qkv,
-                                     __global const KV *restrict k_cache,
-                                     __global const KV *restrict v_cache,
+__kernel REQD void attention_prefill(__global const int *restrict state, INPUT(float, qkv),
+                                     INPUT(KV, k_cache), INPUT(KV, v_cache),
                                      __global float *restrict out) {
   TILE_SPACE float k_tile[T * HEAD_DIM];
   TILE_SPACE float v_tile[T * HEAD_DIM];
@@ -52,9 +58,6 @@ __kernel REQD void attention_prefill(__global const int *restrict state,
   const int end = pos + (min(block + LX * V, rows) - 1) / GROUP + 1;
   const int first = block + (int)get_local_id(0) * V;
   const int kv_head = get_global_id(1);
-  k_cache += kv_head * HEAD_DIM;
-  v_cache += kv_head * HEAD_DIM;
-  qkv += kv_head * GROUP * HEAD_DIM;
   out += kv_head * GROUP * HEAD_DIM;
 
   // Lanes past the last row repeat it and are not written.
@@ -62,9 +65,14 @@ __kernel REQD void attention_prefill(__global const int *restrict state,
   int counts[V];
   for (int lane = 0; lane < V; ++lane) {
     const int row = min(first + lane, rows - 1);
-    __global const float *from = qkv + (size_t)(row / GROUP) * ROW + row % GROUP * HEAD_DIM;
+    const size_t from = (size_t)(row / GROUP) * ROW + (kv_head * GROUP + row % GROUP) * HEAD_DIM;
 #pragma unroll UD
-    for (int d = 0; d < HEAD_DIM; ++d) ((float *)q)[d * V + lane] = from[d] * SCALE;
+    for (int d = 0; d < HEAD_DIM; d += QW) {
+      float part[QW];
+      CAT(store, QW)(GET(QW, d / QW, from, qkv) * SCALE, 0, part);
+#pragma unroll
+      for (int n = 0; n < QW; ++n) ((float *)q)[(d + n) * V + lane] = part[n];
+    }
     counts[lane] = pos + row / GROUP + 1;
   }
   const VI count = VLOAD(0, counts);
@@ -74,8 +82,8 @@ __kernel REQD void attention_prefill(__global const int *restrict state,
 
   for (int step = 0; step < end; step += T) {
     TILE_BARRIER;
-    read_tile(k_cache, k_tile, step, end);
-    read_tile(v_cache, v_tile, step, end);
+    read_tile(k_cache, kv_head, k_tile, step, end);
+    read_tile(v_cache, kv_head, v_tile, step, end);
     TILE_BARRIER;
     VF scores[T];
 #pragma unroll

@@ -7,6 +7,7 @@ from math import sqrt
 
 from ..attention import AttentionSpec
 from ..sizes import LOCAL_SIZES, WIDTHS, dividing, safe_items, too_many_items
+from ..texels import texel_defines
 from ..types import Argument, Config, DeviceLimits, Geometry, Value, Variant, Workload
 
 #: Private bytes that a work-item may use where many of them share a compute unit's registers.
@@ -76,6 +77,7 @@ class AttentionPrefillSpec(AttentionSpec):
         return {
             **self.head_defines(workload),
             **dict(config.params),
+            **texel_defines(config),
             "W": max(dividing(WIDTHS, head_dim)),
             "SCALE": f"{1 / sqrt(head_dim)!r}f",
         }
@@ -85,4 +87,4 @@ class AttentionPrefillSpec(AttentionSpec):
         return Geometry.cover((items, workload.size("kv_heads")), (config["LX"], 1))
 
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
-        return self.arguments_of(workload, (workload.size("m"),))
+        return self.arguments_of(workload, config, (workload.size("m"),))

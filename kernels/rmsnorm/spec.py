@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
-from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, texel_misfit
+from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, vector_widths
 from ..types import (
     Argument,
     Array,
@@ -36,11 +36,10 @@ class RmsnormSpec(KernelSpec):
     example = "rmsnorm d=576 eps=9.99999975e-06 m=1"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
-        return {"LX": LOCAL_SIZES, "V": WIDTHS}
+        return {"LX": LOCAL_SIZES, "V": vector_widths(variant, workload.size("d"))}
 
     def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
-        misfit = texel_misfit(config, workload.size("d"))
-        return misfit or too_many_items(config["LX"], -(-workload.size("d") // config["V"]))
+        return too_many_items(config["LX"], -(-workload.size("d") // config["V"]))
 
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
         width = safe_width(limits, WIDTHS)

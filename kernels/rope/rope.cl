@@ -3,6 +3,7 @@
 //
 //   HEADS, KV_HEADS, HEAD_DIM, ROPE_DIM      LX, V, S      W  2 * V      KV_F16 | KV_F32
 //   INTERLEAVED  pairs are (2i, 2i + 1), else (i, i + ROPE_DIM / 2)
+//   IMAGE  the table and the norm's weights are seen as RGBA texels
 //   NORM  each head of q and k first becomes x / sqrt(mean(x^2) + EPS) * its norm's weights
 //
 // A unit is 2 * V values of one head: V pairs, or past ROPE_DIM and in v values that are copied.
@@ -38,20 +39,24 @@ static inline float own_squares(__global const float *restrict x) {
   }
   return vsum(squares);
 }
+
+static inline VF norm_weights(const int i, const bool query, INPUT(float, q_norm),
+                              INPUT(float, k_norm)) {
+  return query ? VGET(i, 0, q_norm) : VGET(i, 0, k_norm);
+}
 #else
 #define TOGETHER S
 #endif
 
-__kernel REQD void rope(__global const int *restrict state, __global const float *restrict table,
+__kernel REQD void rope(__global const int *restrict state, INPUT(float, table),
 #ifdef NORM
-                        __global const float *restrict q_norm,
-                        __global const float *restrict k_norm,
+                        INPUT(float, q_norm), INPUT(float, k_norm),
 #endif
                         __global float *restrict qkv, __global KV *restrict k_cache,
                         __global KV *restrict v_cache) {
   const int token = get_global_id(1);
   const int row = state[0] + token;
-  table += (size_t)row * ROPE_DIM;
+  const size_t turns_at = (size_t)row * ROPE_DIM;
   qkv += (size_t)token * SLOTS * HEAD_DIM;
   k_cache += (size_t)row * KV_HEADS * HEAD_DIM;
   v_cache += (size_t)row * KV_HEADS * HEAD_DIM;
@@ -76,13 +81,12 @@ __kernel REQD void rope(__global const int *restrict state, __global const float
       VF a = VLOAD(at, x), b = VLOAD(at2, x);
 #ifdef NORM
       if (slot < TURNING) {
-        __global const float *weights = slot < HEADS ? q_norm : k_norm;
-        a *= scale * VLOAD(at, weights);
-        b *= scale * VLOAD(at2, weights);
+        a *= scale * norm_weights(at, slot < HEADS, q_norm, k_norm);
+        b *= scale * norm_weights(at2, slot < HEADS, q_norm, k_norm);
       }
 #endif
       if (turns) {
-        const FW turn = CAT(load, W)(u, table);
+        const FW turn = GET(W, u, turns_at, table);
         const VF c = turn.even, s = turn.odd;
 #ifdef INTERLEAVED
         FW pairs = 0.0f, turned = 0.0f;

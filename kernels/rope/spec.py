@@ -9,6 +9,7 @@ import numpy as np
 
 from ..attention import CacheSpec
 from ..sizes import LOCAL_SIZES, dividing, safe_items, safe_width, too_many_items
+from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines
 from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
 
 
@@ -23,8 +24,11 @@ class RopeSpec(CacheSpec):
     ``table[position, i]`` is (cos, sin) of pair i's angle. Queries turn in place in ``qkv``; keys
     and values go to rows pos to pos + m - 1 of the caches.
 
-    Parameters: ``LX`` work-items to a group, ``V`` pairs to a unit, ``S`` heads to a group.
+    Parameters: ``LX`` work-items to a group, ``V`` pairs to a unit, ``S`` heads to a group. The
+    variant ``image`` reads the table and the norms' weights as RGBA texels.
     """
+
+    variants = BUFFER_AND_TEXELS
 
     op = "rope"
     file = "rope/rope.cl"
@@ -72,6 +76,7 @@ class RopeSpec(CacheSpec):
         return {
             **self.head_defines(workload),
             **dict(config.params),
+            **texel_defines(config),
             **ways,
             "ROPE_DIM": workload.size("rope_dim"),
             "W": 2 * config["V"],
@@ -85,10 +90,11 @@ class RopeSpec(CacheSpec):
         ctx, m, dtype = workload.size("ctx"), workload.size("m"), self.kv_dtype(workload)
         cache = self.cache_shape(workload)
         norms = ("q_norm", "k_norm") if self.normed(workload) else ()
+        seen, head_dim = input_memory(config), workload.size("head_dim")
         return (
             Argument("state", "state", "int32", (4,)),
-            Argument("table", "input", "float32", (ctx, workload.size("rope_dim") // 2, 2)),
-            *(Argument(name, "input", "float32", (workload.size("head_dim"),)) for name in norms),
+            Argument("table", "input", "float32", (ctx, workload.size("rope_dim") // 2, 2), seen),
+            *(Argument(name, "input", "float32", (head_dim,), seen) for name in norms),
             Argument("qkv", "inout", "float32", (m, self.row_length(workload))),
             Argument("k_cache", "inout", dtype, cache),
             Argument("v_cache", "inout", dtype, cache),

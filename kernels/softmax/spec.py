@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
+from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, vector_widths
 from ..types import (
     Argument,
     Array,
@@ -24,15 +25,19 @@ from ..types import (
 class SoftmaxSpec(KernelSpec):
     """Workload: sizes ``n`` (row length) and ``m`` (rows).
 
-    Parameters: ``LX`` work-items to a row, ``V`` vector width.
+    Parameters: ``LX`` work-items to a row, ``V`` vector width. The variant ``image`` reads ``x`` as
+    RGBA texels.
     """
+
+    variants = BUFFER_AND_TEXELS
 
     op = "softmax"
     file = "softmax/softmax.cl"
     example = "softmax m=1 n=49152"
 
     def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
-        return {"LX": (*LOCAL_SIZES, 512, 1024), "V": WIDTHS}
+        widths = vector_widths(variant, workload.size("n"))
+        return {"LX": (*LOCAL_SIZES, 512, 1024), "V": widths}
 
     def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
         return too_many_items(config["LX"], -(-workload.size("n") // config["V"]))
@@ -49,14 +54,17 @@ class SoftmaxSpec(KernelSpec):
         return "softmax"
 
     def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
-        return {"LX": config["LX"], "V": config["V"], "N": workload.size("n")}
+        return {**dict(config.params), **texel_defines(config), "N": workload.size("n")}
 
     def geometry(self, workload: Workload, config: Config) -> Geometry:
         return Geometry((config["LX"] * workload.size("m"),), (config["LX"],))
 
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
         shape = (workload.size("m"), workload.size("n"))
-        return Argument("x", "input", "float32", shape), Argument("y", "output", "float32", shape)
+        return (
+            Argument("x", "input", "float32", shape, input_memory(config)),
+            Argument("y", "output", "float32", shape),
+        )
 
     def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
         """Logits whose naive exponentials overflow float32 in about every second row."""

@@ -9,26 +9,11 @@ import pytest
 
 from clk_cases import any_of
 from clk_run import Runner, relative_error
+from clk_shapes import random_workload
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Array, Config, Workload
 
 DECODE, PREFILL = SPECS["attention_decode"], SPECS["attention_prefill"]
-
-
-def random_workload(op: str, rng: np.random.Generator) -> Workload:
-    kv_heads = int(rng.integers(1, 4))
-    ctx = int(rng.integers(1, 150))
-    workload = Workload.of(
-        op,
-        heads=kv_heads * int(rng.integers(1, 5)),
-        kv_heads=kv_heads,
-        head_dim=int(rng.choice([2, 8, 20, 48, 64, 80])),
-        kv=str(rng.choice(["f16", "f32"])),
-        ctx=ctx,
-    )
-    if op == "attention_decode":
-        return workload
-    return workload.replace(m=int(rng.integers(1, min(ctx, 40) + 1)))
 
 
 def inputs_at(workload: Workload, pos: int, m: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -88,10 +73,12 @@ DECODE_CONFIGS = [
     Config.of("buffer", LX=1, V=8, T=8, G=3),
     Config.of("buffer", LX=16, V=4, T=1, G=1),
     Config.of("buffer", LX=4, V=2, T=4, G=3),
+    Config.of("image", LX=4, V=4, T=4, G=3),
 ]
 PREFILL_CONFIGS = [
     Config.of("buffer", LX=1, V=16, T=8, UD=1),
     Config.of("buffer", LX=16, V=1, T=4, UD=16),
+    Config.of("image", LX=8, V=2, T=4, UD=16),
 ]
 
 

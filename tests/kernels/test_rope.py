@@ -7,30 +7,11 @@ import pytest
 
 from clk_cases import any_of
 from clk_run import Runner
+from clk_shapes import random_workload
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Array, Config, Workload
 
 SPEC = SPECS["rope"]
-
-
-def random_workload(rng: np.random.Generator) -> Workload:
-    kv_heads = int(rng.integers(1, 4))
-    head_dim = int(rng.choice([2, 8, 20, 48, 64, 80]))
-    rope_dim = head_dim if rng.random() < 0.6 else max(2, head_dim // 4 * 2)
-    ctx = int(rng.integers(1, 60))
-    norm = {"norm": "yes", "eps": str(rng.choice(["1e-06", "1e-05"]))} if rng.random() < 0.5 else {}
-    return Workload.of(
-        "rope",
-        **norm,
-        heads=kv_heads * int(rng.integers(1, 4)),
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        rope_dim=rope_dim,
-        style=str(rng.choice(["half", "interleaved"])),
-        kv=str(rng.choice(["f16", "f32"])),
-        ctx=ctx,
-        m=int(rng.integers(1, min(ctx, 9) + 1)),
-    )
 
 
 def random_state(workload: Workload, m: int, rng: np.random.Generator) -> Array:
@@ -42,7 +23,7 @@ def random_state(workload: Workload, m: int, rng: np.random.Generator) -> Array:
 def test_random_shapes_and_positions(runner: Runner, seed: int) -> None:
     """Rows of the caches outside the step keep their values: the reference has them, too."""
     rng = np.random.default_rng(seed)
-    workload = random_workload(rng)
+    workload = random_workload("rope", rng)
     inputs = SPEC.inputs(workload, rng)
     inputs["state"] = random_state(workload, workload.size("m"), rng)
     runner.check(SPEC, workload, any_of(SPEC, workload, runner.limits, rng), inputs)
@@ -52,7 +33,7 @@ def test_random_shapes_and_positions(runner: Runner, seed: int) -> None:
 def test_fewer_tokens_than_launched(runner: Runner, seed: int) -> None:
     """With the bucket's geometry and fewer tokens in the state, the other rows stay as they are."""
     rng = np.random.default_rng(seed)
-    workload = random_workload(rng).replace(ctx=40, m=7)
+    workload = random_workload("rope", rng).replace(ctx=40, m=7)
     inputs = SPEC.inputs(workload, rng)
     inputs["state"] = random_state(workload, 3, rng)
     runner.check(SPEC, workload, any_of(SPEC, workload, runner.limits, rng), inputs)

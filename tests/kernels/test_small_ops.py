@@ -7,21 +7,9 @@ import pytest
 
 from clk_cases import any_of
 from clk_run import Runner, assert_close, relative_error
+from clk_shapes import random_workload
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Config, Workload
-
-
-def random_workload(op: str, rng: np.random.Generator) -> Workload:
-    n, m = int(rng.integers(1, 700)), int(rng.integers(1, 6))
-    match op:
-        case "add":
-            return Workload.of(op, d=n, m=m)
-        case "rmsnorm":
-            return Workload.of(op, d=n, m=m, eps=str(rng.choice(["1e-05", "1e-06"])))
-        case "softmax":
-            return Workload.of(op, n=n, m=m)
-        case _:
-            return Workload.of(op, n=n)
 
 
 @pytest.mark.parametrize("op", ["add", "argmax", "rmsnorm", "softmax"])
@@ -84,8 +72,8 @@ def test_argmax_of_special_values(runner: Runner, name: str, repeat: int) -> Non
     values, index, status = ARGMAX_VALUES[name]
     x = np.array(values * repeat + values[:3] * (repeat > 1), np.float32)
     spec, workload = SPECS["argmax"], Workload.of("argmax", n=x.size)
-    for items, width in ((1, 1), (1, 8), (4, 2), (8, 1)):
-        config = Config.of("buffer", LX=items, V=width)
+    buffers = [Config.of("buffer", LX=n, V=v) for n, v in ((1, 1), (1, 8), (4, 2), (8, 1))]
+    for config in (*buffers, Config.of("image", LX=1, V=8), Config.of("image", LX=4, V=4)):
         got, _ = runner.run(spec, workload, config, {"x": x})
         assert got["out"].tolist() == [index, status]
         assert spec.reference(workload, {"x": x})["out"].tolist() == [index, status]

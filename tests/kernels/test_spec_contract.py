@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -9,9 +11,12 @@ from clk_cases import TINY
 from clk_run import Limits, Runner
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Workload
+from clkiln.kernels.variants import kinds_of
 from clkiln.runtime.opencl import cl
 
 LEAST = Limits()
+IMAGES = frozenset({"images", "image_buffers"})
+TEXELS = 1 << 27
 DEVICES = {
     "least": LEAST,
     "least cpu": Limits("cpu"),
@@ -23,10 +28,12 @@ DEVICES = {
         32 << 10,
         1024,
         (1024, 1024, 1024),
-        features=frozenset({"images", "image_buffers"}),
+        features=IMAGES,
     ),
-    "cpu": Limits("cpu", 64, 2 << 20, 4096, (4096,) * 3, 8 << 30, 16384, 16384),
-    "gpu": Limits("gpu", 132, 48 << 10, 1024, (1024, 1024, 64), 8 << 30, 32768, 32768),
+    "cpu": Limits("cpu", 64, 2 << 20, 4096, (4096,) * 3, 8 << 30, 16384, 16384, IMAGES, TEXELS),
+    "gpu": Limits(
+        "gpu", 132, 48 << 10, 1024, (1024, 1024, 64), 8 << 30, 32768, 32768, IMAGES, TEXELS
+    ),
 }
 MODEL = {"heads": 9, "kv_heads": 3, "head_dim": 64, "kv": "f16", "ctx": 2048}
 REAL = (
@@ -73,8 +80,8 @@ def test_where_a_search_starts_is_in_its_space(device: str) -> None:
 @pytest.mark.parametrize("workload", REAL, ids=str)
 def test_there_is_something_to_choose(workload: Workload) -> None:
     spec = SPECS[workload.op]
-    for name in ("cpu", "gpu"):
-        assert 10 <= len(spec.feasible(workload, DEVICES[name])) <= 500, name
+    for name, kind in product(("cpu", "gpu"), kinds_of(workload.op)):
+        assert 10 <= len(spec.feasible(workload, DEVICES[name], kind)) <= 500, (name, kind)
 
 
 @pytest.mark.parametrize("op", ["attention_decode", "attention_prefill", "rope"])

@@ -11,6 +11,7 @@ from clkiln.kernels.source import read_source
 from clkiln.kernels.types import Geometry
 from clkiln.runtime.context import Context
 from clkiln.runtime.launch import Launch
+from clkiln.runtime.memory import Texels
 from clkiln.runtime.program import ProgramLoader
 
 #: Reads with every width, and writes back what it read through another image.
@@ -62,10 +63,21 @@ def test_loads_of_every_width_agree(context: Context, dtype: str, count: int) ->
     assert context.memory.used == 0
 
 
+@pytest.mark.parametrize("nbytes", [1, 16, 17, 256])
+def test_a_view_is_as_long_as_what_is_read(context: Context, nbytes: int) -> None:
+    """Not as its tensor: a device has a longest image buffer."""
+    tensor = context.upload(np.arange(64, dtype=np.float32), what="x")
+    view = tensor.seen_as("image1d", nbytes)
+    assert isinstance(view, Texels)
+    assert view.handle.width == -(-nbytes // 16)
+    tensor.release()
+
+
 def test_a_view_is_made_once_and_follows_its_tensor(context: Context) -> None:
     tensor = context.upload(np.arange(8, dtype=np.float32), what="x")
     assert tensor.seen_as("buffer") is tensor
     assert tensor.seen_as("image1d") is tensor.seen_as("image1d")
+    assert tensor.seen_as("image1d", 99) is tensor.seen_as("image1d")
     with pytest.raises(DeviceError, match="x lies on"):
         tensor.seen_as("image1d").belongs_to(Context(a_device()))
     tensor.release()

@@ -15,11 +15,12 @@ DTYPES_OF_MIXTURES = ("mix8g32h", "mix6mg16k", "mix5z16g16f", "mix8mg16f", "mix4
 #: Workloads for a simulator that does about 100,000 multiply-adds a second, by operation. Sizes
 #: divide nothing evenly, and everything that changes a kernel's source occurs.
 TINY: dict[str, tuple[str, ...]] = {
-    "add": ("add d=67 m=3",),
+    "add": ("add d=67 m=3", "add d=44 m=2"),
     "argmax": ("argmax n=1", "argmax n=203"),
     "attention_decode": (
         "attention_decode ctx=37 head_dim=16 heads=6 kv=f16 kv_heads=2",
         "attention_decode ctx=19 head_dim=12 heads=2 kv=f32 kv_heads=2",
+        "attention_decode ctx=11 head_dim=5 heads=3 kv=f16 kv_heads=3",
     ),
     "attention_prefill": (
         "attention_prefill ctx=23 head_dim=16 heads=6 kv=f16 kv_heads=2 m=7",
@@ -66,7 +67,7 @@ TINY: dict[str, tuple[str, ...]] = {
         " rope_dim=8 w=q4_0",
         "gemv bias=yes fuse=qkv head_dim=6 heads=3 k=64 kv=f16 kv_heads=1 n=30 rope_dim=6 w=q8_0",
     ),
-    "rmsnorm": ("rmsnorm d=67 eps=1e-05 m=3",),
+    "rmsnorm": ("rmsnorm d=67 eps=1e-05 m=3", "rmsnorm d=44 eps=1e-05 m=2"),
     "roof_fma": ("roof_fma mops=1",),
     "roof_read": ("roof_read mb=1",),
     "rope": (
@@ -77,7 +78,7 @@ TINY: dict[str, tuple[str, ...]] = {
         "rope ctx=9 eps=1e-06 head_dim=16 heads=3 kv=f32 kv_heads=1 m=2 norm=yes rope_dim=16"
         " style=interleaved",
     ),
-    "softmax": ("softmax m=2 n=67",),
+    "softmax": ("softmax m=2 n=67", "softmax m=2 n=44"),
 }
 
 
