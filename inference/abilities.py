@@ -75,9 +75,7 @@ class Abilities:
 
     # -- what to say ---------------------------------------------------------------------------
 
-    def refusal(
-        self, missing: Collection[Missing], of: str = "of this model"
-    ) -> UnsupportedOperation:
+    def refusal(self, missing: Collection[Missing]) -> UnsupportedOperation:
         """The error that names all of ``missing``: operations alike share a line."""
         coding = self._quantised(missing)
         groups: dict[tuple[str, str | None, str], list[Missing]] = {}
@@ -92,7 +90,7 @@ class Abilities:
             details.append(f"{alike[0].workload}{more}{asked}: {reason}; {hint}")
         ops = list(dict.fromkeys(each.workload.op for each in missing))
         names = " and ".join(filter(None, [", ".join(ops[:-1]), ops[-1]]))
-        return UnsupportedOperation(f"{self.device} can't run {names} {of}", details)
+        return UnsupportedOperation(f"{self.device} can't run {names} of this model", details)
 
     def no_context(self, positions: int, longest: int, why: Missing) -> UnsupportedOperation:
         """The error that a context of ``positions`` is more than the ``longest`` that can run."""
