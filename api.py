@@ -28,6 +28,7 @@ from .cache.paths import cache_file
 from .cache.rows import RunRow
 from .cache.store import Store
 from .errors import ClkilnError, UsageError
+from .harness.rules import read_rules
 from .inference.catalog import resolve
 from .inference.choose import together
 from .inference.devices import choose_device, note_speed
@@ -36,6 +37,7 @@ from .inference.kv_cache import DEFAULT_KV
 from .inference.model import Model, open_model
 from .inference.standard import TRIALS, standard_operations, standard_uses
 from .kernels import SPECS
+from .kernels.rules import Rules
 from .kernels.variants import VariantRequest
 from .runtime.device import memory_budget
 from .runtime.faults import check_device
@@ -220,9 +222,11 @@ class TuningJob:
     def preview(self) -> dict[str, Any]:
         """What a run would search: workloads, feasible configurations, estimated seconds."""
         info, rows, total = self.device.info, [], 0
+        rules = self._rules()
         for use in self.wanted:
             spec, kind = SPECS[use.workload.op], self.variants.kind(use.workload.op)
-            feasible = len(spec.feasible(use.workload, info, kind))
+            found = spec.feasible(use.workload, info, kind)
+            feasible = sum(rules.allows(use.workload, config) for config in found)
             rows.append({"workload": str(use.workload), "phase": use.phase, "feasible": feasible})
             total += feasible
         limits = (self.level.seconds, self.seconds, total * SECONDS_PER_TRIAL)
@@ -233,6 +237,13 @@ class TuningJob:
             "feasible": total,
             "estimated_s": min(limit for limit in limits if limit is not None),
         }
+
+    def _rules(self) -> Rules:
+        """Bans and pins, without making a cache file where there is none."""
+        if not self.cache.exists():
+            return Rules()
+        with Store.open(self.cache, write=False, warn=self._warn) as store:
+            return read_rules(store, self.device.info.driver_key).under(self.variants)
 
     def __enter__(self) -> TuningJob:
         return self

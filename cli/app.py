@@ -23,7 +23,7 @@ COMMANDS = {
     "tune": "Search the best kernels of a model for a device, once.",
     "bench": "Measure prefill and decode speed.",
     "report": "Show what was searched, found and kept.",
-    "cache": "The cache file: path, content, checking, pruning, emptying.",
+    "cache": "The cache file: path, content, checking, pruning, bans and pins.",
     "pull": "Fetch a model of the catalog or of the hub.",
     "models": "List the models that are here; show or remove one.",
     "doctor": "Look at drivers, permissions, caches, and what would help.",

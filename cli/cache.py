@@ -1,4 +1,7 @@
-"""``clkiln cache``: the cache file's path and content; checking, pruning and emptying it."""
+"""``clkiln cache``: the cache file's path and content; checking, pruning and emptying it.
+
+Bans and pins are in ``rules.py``.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from .common import (
     warn,
     wrapped,
 )
+from .rules import ban_command, pin_command, rules_command, unban_command, unpin_command
 
 if TYPE_CHECKING:
     from ..cache.rows import BinaryRow
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
 @click.group("cache", context_settings=CONTEXT)
 def command() -> None:
     """Where the cache file of a device lies, what is in it; checking, pruning, emptying it."""
+
+
+for _each in (ban_command, unban_command, pin_command, unpin_command, rules_command):
+    command.add_command(_each)
 
 
 @command.command("path", context_settings=CONTEXT)

@@ -2,7 +2,8 @@
 
 Tuned for this very driver and kernel; else tuned under another driver (to be verified before use);
 else tuned for the nearest bucket of the varying sizes; else tuned for the nearest other shape (to
-be verified before use); else the safe default.
+be verified before use); else the safe default. Bans and pins of the driver
+(:mod:`~clkiln.kernels.rules`) hold for all of them.
 
 Parameters of a similar shape are a guess at what is quick, and none at what is right: every
 configuration of a space is meant to be right for all shapes, but the sizes are constants of the
@@ -14,13 +15,14 @@ the very one that the tuner verified; it is taken as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..cache.rows import BestRow
 from ..cache.store import Store
-from ..errors import UsageError
+from ..errors import UnsupportedOperation, UsageError
+from ..harness.rules import read_rules
 from ..kernels import SPECS
 from ..kernels.capability import Capabilities
 from ..kernels.near import VARYING, nearest
@@ -72,6 +74,9 @@ class Chooser:
     ) -> None:
         self.store, self.driver, self.limits, self.variants = store, driver, limits, variants
         self.abilities = Abilities(limits, variants, device)
+        #: Bans and pins; what was asked for with ``--variant`` goes before a pin.
+        self.rules = read_rules(store, driver).under(variants)
+        self._readable: dict[tuple[Workload, str], bool] = {}
         self._banned: set[tuple[Workload, Config]] = set()
         self._bounded: dict[Workload, tuple[DeviceLimits, str]] = {}
         self._best = {(row.workload, row.digest): row for row in store.best_rows(driver=driver)}
@@ -97,36 +102,64 @@ class Chooser:
     def _limits(self, workload: Workload) -> DeviceLimits:
         return self._bounded[workload][0] if workload in self._bounded else self.limits
 
-    def choose(self, workload: Workload, layout: str | None = None) -> Choice:
+    def choose(
+        self,
+        workload: Workload,
+        layout: str | None = None,
+        beside: Collection[Workload] = (),
+    ) -> Choice:
         """The best known configuration that reads ``layout``, where one is given.
 
-        Raises :class:`~clkiln.errors.UnsupportedOperation` if no variant can run on this device.
+        ``beside`` are workloads that read the same weight: under bans and pins it must lie where
+        each of them can read it. Raises :class:`~clkiln.errors.UnsupportedOperation` if no variant
+        can run on this device.
         """
         digest = SPECS[workload.op].digest()
         own = self._best.get((str(workload), digest))
-        for config in self._usable(workload, layout, self._requested(workload, digest)):
+        readers = beside if self.rules else ()
+
+        def usable(rows: Iterable[BestRow | str]) -> Iterable[Config]:
+            found = self._usable(workload, layout, rows)
+            return (config for config in found if self._all_read(readers, workload, config))
+
+        for config in usable(self._requested(workload, digest)):
             return Choice(workload, config, "tuned")
-        for config in self._usable(workload, layout, [own] if own else []):
+        for config in usable([own] if own else []):
             return Choice(workload, config, "tuned")
-        if own and (layout or self.abilities.kind(workload, layout)):
-            # The winner lies elsewhere; a measured runner-up may fit.
-            for config in self._usable(workload, layout, self._runners_up(workload, digest)):
+        if own and (layout or self.rules or self.abilities.kind(workload, layout)):
+            # The winner lies elsewhere or is banned; a measured runner-up may fit.
+            for config in usable(self._runners_up(workload, digest)):
                 return Choice(workload, config, "tuned")
         old = self.store.best_of_other_driver(str(workload), digest, self.driver)
-        for config in self._usable(workload, layout, [old] if old else []):
+        for config in usable([old] if old else []):
             return Choice(workload, config, "older driver")
         others = self._others(workload, digest)
         for other, row in nearest(workload, others[True], math.inf):
-            for config in self._usable(workload, layout, [row]):
+            for config in usable([row]):
                 return Choice(workload, config, "neighbour", other)
-        return self._similar(workload, layout, others[False]) or Choice(
-            workload, self._safe(workload, layout), "default"
+        return self._similar(workload, others[False], usable) or Choice(
+            workload, self._safe(workload, layout, readers), "default"
         )
+
+    def _all_read(self, readers: Iterable[Workload], workload: Workload, config: Config) -> bool:
+        """Whether each of ``readers`` can take a weight as ``config`` has it lie."""
+        layout = SPECS[workload.op].layout(workload, config)
+        return layout is None or all(self._reads(reader, layout) for reader in readers)
+
+    def _reads(self, workload: Workload, layout: str) -> bool:
+        key = workload, layout
+        if key not in self._readable:
+            try:
+                found = self.rules.safe(workload, self._limits(workload), layout=layout)
+            except (ValueError, KeyError, TypeError):
+                found = None  # no layout of this operation
+            self._readable[key] = found is not None
+        return self._readable[key]
 
     def _usable(
         self, workload: Workload, layout: str | None, rows: Iterable[BestRow | str]
     ) -> Iterable[Config]:
-        """Configurations of ``rows`` that this device, the layout and the user allow."""
+        """Configurations of ``rows`` that this device, the layout, the rules and the user allow."""
         spec, kind = SPECS[workload.op], self.abilities.kind(workload, layout)
         for row in rows:
             try:
@@ -134,6 +167,7 @@ class Chooser:
                 fits = (
                     spec.contains(workload, config)
                     and kind in (None, spec.variant(config.variant).kind)
+                    and self.rules.allows(workload, config)
                     and layout in (None, spec.layout(workload, config))
                     and spec.check(workload, config, self._limits(workload)) is None
                 )
@@ -168,7 +202,10 @@ class Chooser:
         return found
 
     def _similar(
-        self, workload: Workload, layout: str | None, others: list[tuple[Workload, BestRow]]
+        self,
+        workload: Workload,
+        others: list[tuple[Workload, BestRow]],
+        usable: Callable[[Iterable[BestRow | str]], Iterable[Config]],
     ) -> Choice | None:
         """What was tuned for the nearest shape.
 
@@ -178,7 +215,7 @@ class Chooser:
         if sum(banned == workload for banned, _ in self._banned) >= MOST_WRONG:
             return None
         for other, row in nearest(workload, others):
-            for config in self._usable(workload, layout, [row]):
+            for config in usable([row]):
                 if self._is_safe(other, config):
                     return None
                 return Choice(workload, config, "similar", other)
@@ -190,8 +227,12 @@ class Chooser:
         except (ValueError, KeyError, TypeError):
             return False  # a cache file may hold any workload
 
-    def _safe(self, workload: Workload, layout: str | None) -> Config:
+    def _safe(
+        self, workload: Workload, layout: str | None, readers: Collection[Workload] = ()
+    ) -> Config:
         """The safe configuration, else any that can run."""
+        if self.rules and (ruled := self._ruled(workload, layout, readers)) is not None:
+            return ruled
         spec, limits = SPECS[workload.op], self._limits(workload)
         kind = self.abilities.kind(workload, layout)
         can = Capabilities(limits) if workload in self._bounded else self.abilities.capabilities
@@ -208,6 +249,27 @@ class Chooser:
             return found
         reason = self._bounded[workload][1] if workload in self._bounded else found.reason
         raise self.abilities.refusal([Missing(workload, kind, reason)])
+
+    def _ruled(
+        self, workload: Workload, layout: str | None, readers: Collection[Workload]
+    ) -> Config | None:
+        """What bans and pins leave; None where they have no part in it that nothing is left."""
+
+        def all_read(config: Config) -> bool:
+            return self._all_read(readers, workload, config)
+
+        limits, kind = self._limits(workload), self.abilities.kind(workload, layout)
+        config = self.rules.safe(workload, limits, layout=layout, kind=kind, also=all_read)
+        if config is not None:
+            return config
+        said = [self.rules.why(each) for each in (workload, *sorted(readers, key=str))]
+        if not any(said):
+            return None
+        asked = f", as {kind}" if kind else ""
+        raise UnsupportedOperation(
+            f"{self.abilities.device} can't run {workload.op} of this model",
+            [f"{workload}{asked}: {next(filter(None, said))}"],
+        )
 
 
 def together(request: VariantRequest, tied: bool) -> VariantRequest:

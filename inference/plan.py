@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import CacheMissError, UnsupportedOperation
@@ -116,27 +116,29 @@ class Planner:
         """Choose for every workload of ``steps``, before anything is allocated for it.
 
         A linear layer's decode workload decides its weight's layout; whatever else reads that
-        weight takes a configuration for the same layout. Parameters tuned under another driver or
-        for another shape are verified here. Raises
-        :class:`~clkiln.errors.UnsupportedOperation`, naming all operations that this device can't
-        run, those of the steps ``beside`` as well, which are to be resolved later, and
+        weight takes a configuration for the same layout, as will the steps ``beside``, which are
+        to be resolved later. Parameters tuned under another driver or for another shape are
+        verified here. Raises :class:`~clkiln.errors.UnsupportedOperation`, naming all operations
+        that this device can't run, those of the steps ``beside`` as well, and
         :class:`~clkiln.errors.CacheMissError` where the cache is required and holds no parameters
         for this driver.
         """
-        steps = list(steps)
+        steps, beside = list(steps), list(beside)
         readers: dict[Workload, set[str]] = {}
         for step in steps:
             if step.workload not in self.choices:
                 weight = {step.tensors["w"]} if _reads_matrix(step) else set()
                 readers.setdefault(step.workload, set()).update(weight)
         every = [step.workload for step in (*steps, *beside)]
+        sharing = _sharing([*steps, *beside])
         untuned: list[str] = []
         # GEMV first: it decides layouts.
         for workload in sorted(readers, key=lambda w: (w.op != "gemv", str(w))):
             layouts = {self.resident.layouts.get(name) for name in readers[workload]} - {None}
             layout = layouts.pop() if layouts else None
+            others = sharing.get(workload, set()) - {workload}
             try:
-                choice = self.chooser.choose(workload, layout)
+                choice = self.chooser.choose(workload, layout, others)
             except UnsupportedOperation:
                 self._refuse_missing(every)
                 raise
@@ -145,7 +147,7 @@ class Planner:
                 continue
             if choice.origin in UNVERIFIED:
                 self._refuse_missing(every)  # to verify is to build and to run
-            choice = self._verified(choice, layout)
+            choice = self._verified(choice, layout, others)
             self.choices[workload] = choice
             chosen = SPECS[workload.op].layout(workload, choice.config)
             for name in readers[workload]:
@@ -231,7 +233,9 @@ class Planner:
             return self.resident.part(step.tensors["w"], argument.name.partition(".")[2])
         return self.tensors[step.tensors[argument.name]]
 
-    def _verified(self, choice: Choice, layout: str | None) -> Choice:
+    def _verified(
+        self, choice: Choice, layout: str | None, others: Collection[Workload] = ()
+    ) -> Choice:
         """``choice``, or another if its parameters, tuned elsewhere, are wrong here."""
         while choice.origin in UNVERIFIED:
             problem = self.verifier.problem(choice)
@@ -245,12 +249,24 @@ class Planner:
                 f"using another: {problem}"
             )
             self.chooser.ban(choice)
-            choice = self.chooser.choose(choice.workload, layout)
+            choice = self.chooser.choose(choice.workload, layout, others)
         return choice
 
 
 def _reads_matrix(step: Step) -> bool:
     return step.workload.op in MATRIX_OPS
+
+
+def _sharing(steps: Iterable[Step]) -> dict[Workload, set[Workload]]:
+    """For each workload that reads matrices, all that read one of the same."""
+    of_weight: dict[str, set[Workload]] = {}
+    for step in filter(_reads_matrix, steps):
+        of_weight.setdefault(step.tensors["w"], set()).add(step.workload)
+    found: dict[Workload, set[Workload]] = {}
+    for workloads in of_weight.values():
+        for workload in workloads:
+            found.setdefault(workload, set()).update(workloads)
+    return found
 
 
 def origins(choices: Mapping[Workload, Choice]) -> dict[str, int]:

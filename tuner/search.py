@@ -3,8 +3,8 @@
 A spec's starting points first, one configuration of each variant, then what
 :class:`~clkiln.tuner.strategy.Strategy` makes of the feasible set. A space that is too large to be
 enumerated is left to Optuna's tree-structured Parzen estimator, with every other proposal a
-neighbour of the best so far (one parameter changed). Nothing infeasible and nothing already tried
-is ever proposed.
+neighbour of the best so far (one parameter changed). Nothing infeasible, nothing banned and nothing
+already tried is ever proposed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ..kernels.rules import Rules
 from ..kernels.types import Config, DeviceLimits, KernelSpec, Value, Workload
 from .strategy import Strategy
 
@@ -40,11 +41,13 @@ class Search:
         limits: DeviceLimits,
         *,
         kind: str | None = None,
+        rules: Rules | None = None,
         starts: Iterable[Config] = (),
         tried: Mapping[Config, float | None] | None = None,
         seed: int = 0,
     ) -> None:
         self.spec, self.workload, self.limits, self.kind = spec, workload, limits, kind
+        self.rules = rules or Rules()
         self._random = random.Random(seed)
         self._seed = seed
         self._times: dict[Config, float | None] = {}
@@ -62,7 +65,7 @@ class Search:
         """Parameter values of each variant that may be searched."""
         return {
             variant.name: dict(self.spec.parameters(self.workload, variant))
-            for variant in self.spec.variants
+            for variant in self.rules.left(self.spec.op)
             if self.kind in (None, variant.kind) and variant.requires <= self.limits.features
         }
 
@@ -76,7 +79,8 @@ class Search:
         """The feasible set, or None where the space is too large to enumerate."""
         if self.size > ENUMERABLE:
             return None
-        return self.spec.feasible(self.workload, self.limits, self.kind)
+        found = self.spec.feasible(self.workload, self.limits, self.kind)
+        return [config for config in found if self.rules.allows(self.workload, config)]
 
     @cached_property
     def _index(self) -> dict[Config, int]:
@@ -95,6 +99,7 @@ class Search:
     def _feasible(self, config: Config) -> bool:
         try:
             fits = self.kind in (None, self.spec.variant(config.variant).kind)
+            fits = fits and self.rules.allows(self.workload, config)
             return fits and self.spec.check(self.workload, config, self.limits) is None
         except (KeyError, ValueError, TypeError):
             return False  # a configuration of another version of the kernel

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from ..cache.rows import DriverRow
 from ..cache.store import Store
+from ..errors import UnsupportedOperation
+from ..harness.rules import read_rules
 from ..kernels import SPECS
 from ..kernels.types import Config, KernelSpec, Workload
 from ..kernels.uses import Use
@@ -97,6 +99,7 @@ class TuningRun:
         self.store, self.info, self.level, self.force = store, info, level, force
         self.progress, self.seed, self.reach = progress, seed, reach
         self.variants = variants or VariantRequest()
+        self.rules = read_rules(store, info.driver_key).under(self.variants)
         self.record = Record(store, info.driver_key, str(self.variants), run)
         limits = [s for s in (level.seconds, seconds) if s is not None]
         self.budget = min(limits) if limits else None
@@ -285,9 +288,7 @@ class TuningRun:
     def _task(self, use: Use, force: bool) -> Task:
         spec, workload = SPECS[use.workload.op], use.workload
         kind = self.variants.kind(workload.op)
-        safe = spec.safe(workload, self.info)
-        if kind is not None:
-            safe = spec.safe_of_kind(workload, self.info, kind) or safe
+        safe = self._safe(spec, workload, kind)
         known = {} if force else self.record.known(workload, spec.digest())
         # What became infeasible since is no result any more.
         known = {c: times for c, times in known.items() if self._fits(spec, workload, c)}
@@ -299,16 +300,32 @@ class TuningRun:
             old = self.warm.filed(workload)
         starts = spec.starts(workload, self.info)
         search = Search(
-            spec, workload, self.info, kind=kind, starts=starts, tried=tried, seed=self.seed
-        )
+            spec, workload, self.info, kind=kind, rules=self.rules, starts=starts, tried=tried,
+            seed=self.seed,
+        )  # fmt: skip
         task = Task(use, search, safe, inherited=old)
         for config, times in known.items():
             for seconds in times if self.variants.allows(workload.op, config) else ():
                 task.note(config, seconds)
         return task
 
+    def _safe(self, spec: KernelSpec, workload: Workload, kind: str | None) -> Config:
+        """The safe default, or what the rules leave in its place.
+
+        Raises :class:`~clkiln.errors.UnsupportedOperation` if they leave nothing.
+        """
+        safe = spec.safe(workload, self.info)
+        if kind is not None:
+            safe = spec.safe_of_kind(workload, self.info, kind) or safe
+        if self.rules.allows(workload, safe):
+            return safe
+        left = self.rules.safe(workload, self.info, kind=kind)
+        if left is None:
+            raise UnsupportedOperation(f"{workload}: nothing to tune: {self.rules.why(workload)}")
+        return left
+
     def _fits(self, spec: KernelSpec, workload: Workload, config: Config) -> bool:
-        fits = spec.contains(workload, config)
+        fits = spec.contains(workload, config) and self.rules.allows(workload, config)
         return fits and spec.check(workload, config, self.info) is None
 
     def _may_run(self, workload: Workload, config: Config) -> bool:

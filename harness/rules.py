@@ -1,0 +1,19 @@
+"""Where bans and pins lie: one fact of a driver in its device's cache file."""
+
+from __future__ import annotations
+
+from ..cache.store import Store
+from ..kernels.rules import Rules
+
+#: Name of the fact.
+RULES = "rules"
+
+
+def read_rules(store: Store, driver: str) -> Rules:
+    """The rules of a driver that hold for today's kernels."""
+    return Rules.of(store.fact(RULES, driver=driver))
+
+
+def write_rules(store: Store, driver: str, rules: Rules) -> None:
+    """Keep ``rules`` in place of those before. Raises :class:`~clkiln.errors.CacheError`."""
+    store.set_fact(RULES, rules.as_dict(), driver=driver)

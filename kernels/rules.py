@@ -1,0 +1,258 @@
+"""Bans and pins: which variants and configurations may run on a driver, whatever was measured.
+
+A ban says that something was found to be wrong there, or that a user wants it left alone; a pin
+that an operation takes one variant and no other. Plain data: where it is kept is not said here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from . import SPECS
+from .layout import Layout
+from .types import Config, DeviceLimits, KernelSpec, Variant, Workload
+from .variants import VariantRequest
+
+By = Literal["check", "user"]
+
+#: Operations that read one weight, which lies in one layout; the last where the head is tied.
+SHARING = ("gemv", "gemm", "embedding")
+#: Banned configurations of one workload after which no others are tried: it is the kernel.
+MOST_WRONG = 6
+
+
+@dataclass(frozen=True)
+class Ban:
+    """Why something is banned, since when (a UTC stamp), and by whom.
+
+    A check's ban holds for the source that it found to be wrong, which ``digest`` names; an edited
+    kernel gets another chance. A user's has no digest and holds until it is taken back.
+    """
+
+    reason: str
+    by: By = "user"
+    digest: str = ""
+    since: str = ""
+
+    def holds(self, op: str) -> bool:
+        return op in SPECS and self.digest in ("", SPECS[op].digest())
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Banned ``variants`` by (operation, variant), banned ``configs`` of single workloads, and
+    ``pins``: the variant that an operation has to take. Values are never changed in place."""
+
+    variants: Mapping[tuple[str, str], Ban] = field(default_factory=dict)
+    configs: Mapping[tuple[Workload, Config], Ban] = field(default_factory=dict)
+    pins: Mapping[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.variants or self.configs or self.pins)
+
+    # -- as data -----------------------------------------------------------------------------------
+
+    @classmethod
+    def of(cls, data: Any) -> Rules:
+        """Inverse of :meth:`as_dict`. What makes no sense, or is of operations that are no more,
+        is left out: a cache file may hold anything."""
+        data = data if isinstance(data, dict) else {}
+        variants: dict[tuple[str, str], Ban] = {}
+        for row in _rows(data.get("variants")):
+            op, name = str(row.get("op")), str(row.get("variant"))
+            if _has(op, name) and (ban := _ban(row)).holds(op):
+                variants[op, name] = ban
+        configs: dict[tuple[Workload, Config], Ban] = {}
+        for row in _rows(data.get("configs")):
+            try:
+                key = Workload.parse(str(row["workload"])), Config.parse(str(row["config"]))
+            except (ValueError, KeyError):
+                continue
+            if (ban := _ban(row)).holds(key[0].op):
+                configs[key] = ban
+        given = data.get("pins")
+        pins = given if isinstance(given, dict) else {}
+        return cls(variants, configs, {op: v for op, v in pins.items() if _has(op, v)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return {
+            "variants": [
+                {"op": op, "variant": name, **asdict(ban)}
+                for (op, name), ban in sorted(self.variants.items())
+            ],
+            "configs": [
+                {"workload": str(workload), "config": str(config), **asdict(ban)}
+                for (workload, config), ban in self.configs.items()
+            ],
+            "pins": dict(sorted(self.pins.items())),
+        }
+
+    # -- changed -----------------------------------------------------------------------------------
+
+    def ban(self, op: str, variant: str, ban: Ban) -> Rules:
+        return replace(self, variants={**self.variants, (op, variant): ban})
+
+    def ban_config(self, workload: Workload, config: Config, ban: Ban) -> Rules:
+        return replace(self, configs={**self.configs, (workload, config): ban})
+
+    def unban(self, op: str, variant: str) -> Rules:
+        """Without the ban of a variant, and without those of its single configurations."""
+        variants = {key: ban for key, ban in self.variants.items() if key != (op, variant)}
+        configs = {
+            (workload, config): ban
+            for (workload, config), ban in self.configs.items()
+            if (workload.op, config.variant) != (op, variant)
+        }
+        return replace(self, variants=variants, configs=configs)
+
+    def pin(self, op: str, variant: str) -> Rules:
+        return replace(self, pins={**self.pins, op: variant})
+
+    def unpin(self, op: str) -> Rules:
+        return replace(self, pins={o: variant for o, variant in self.pins.items() if o != op})
+
+    def under(self, request: VariantRequest) -> Rules:
+        """What counts beside ``--variant``: a pin goes where another kind was asked for."""
+        kept = {
+            op: name
+            for op, name in self.pins.items()
+            if request.kind(op) in (None, SPECS[op].variant(name).kind)
+        }
+        return replace(self, pins=kept)
+
+    # -- what they allow ---------------------------------------------------------------------------
+
+    def left(self, op: str) -> tuple[Variant, ...]:
+        """The variants of ``op`` that are not banned, and only the pinned one where one is."""
+        return tuple(
+            variant
+            for variant in SPECS[op].variants
+            if (op, variant.name) not in self.variants
+            and self.pins.get(op, variant.name) == variant.name
+        )
+
+    def allows(self, workload: Workload, config: Config) -> bool:
+        return (
+            (workload.op, config.variant) not in self.variants
+            and (workload, config) not in self.configs
+            and self.pins.get(workload.op, config.variant) == config.variant
+        )
+
+    def why(self, workload: Workload) -> str:
+        """What the rules say of a workload that nothing is left for; empty if nothing."""
+        said = self.lines([workload.op])
+        said += [
+            f"{config} is banned for this driver ({ban.reason})"
+            for (other, config), ban in self.configs.items()
+            if other == workload
+        ]
+        return ", ".join(said) + (": clkiln cache rules lists them" if said else "")
+
+    def lines(self, ops: Iterable[str]) -> list[str]:
+        """What holds for whole operations among ``ops``, a line each."""
+        wanted = set(ops)
+        lines = [
+            f"{op}={name} is banned for this driver ({ban.reason})"
+            for (op, name), ban in self.variants.items()
+            if op in wanted
+        ]
+        pins = [(op, name) for op, name in self.pins.items() if op in wanted]
+        return lines + [f"{op}={name} is pinned for this driver" for op, name in pins]
+
+    def safe(
+        self,
+        workload: Workload,
+        limits: DeviceLimits,
+        *,
+        layout: str | None = None,
+        kind: str | None = None,
+        also: Callable[[Config], bool] = lambda config: True,
+    ) -> Config | None:
+        """The safe default of a workload, or what comes next of all that the rules leave.
+
+        Of ``kind`` where one is asked for, in ``layout`` where one is given, and such that ``also``
+        holds. After the spec's own default the default in other layouts and of other variants; but
+        where configurations were wrong, those that have least in common with them. None if nothing
+        is left, or too many of the workload's configurations were wrong.
+        """
+        spec, names = SPECS[workload.op], {variant.name for variant in self.left(workload.op)}
+
+        def fits(config: Config) -> bool:
+            # The cheap ones first: of large spaces many are asked.
+            return (
+                config.variant in names
+                and (workload, config) not in self.configs
+                and (kind is None or spec.variant(config.variant).kind == kind)
+                and layout in (None, spec.layout(workload, config))
+                and spec.check(workload, config, limits) is None
+                and also(config)
+            )
+
+        return next(filter(fits, self._candidates(workload, limits, layout, kind)), None)
+
+    def _candidates(
+        self, workload: Workload, limits: DeviceLimits, layout: str | None, kind: str | None
+    ) -> Iterator[Config]:
+        spec = SPECS[workload.op]
+        if layout is not None or kind is None:
+            yield spec.safe(workload, limits, layout)
+        elif (config := spec.safe_of_kind(workload, limits, kind)) is not None:
+            yield config
+        banned = [config for other, config in self.configs if other == workload]
+        left = self.left(workload.op)
+        if not self or not left or len(banned) >= MOST_WRONG:
+            return
+        space = [
+            config
+            for kind in dict.fromkeys(variant.kind for variant in left)
+            for config in spec.space(workload, kind)
+            if layout in (None, spec.layout(workload, config))
+        ]
+        if banned:
+            yield from sorted(space, key=lambda config: _likeness(config, banned))
+            return
+        for found in dict.fromkeys(spec.layout(workload, config) for config in space):
+            if found not in (None, layout):
+                yield spec.safe(workload, limits, found)
+        yield from space
+
+
+def places(rules: Rules, limits: DeviceLimits | None, ops: Iterable[str]) -> set[str]:
+    """The kinds of memory in which a weight may lie so that each of ``ops`` can read it there."""
+    found = [{_place(SPECS[op], variant, limits) for variant in rules.left(op)} for op in ops]
+    return set.intersection(*found) - {""} if found else set()
+
+
+def _place(spec: KernelSpec, variant: Variant, limits: DeviceLimits | None) -> str:
+    """Where a variant's weight lies, by the operation's example; empty if it can't run here."""
+    workload = Workload.parse(spec.example)
+    for config in spec.space(workload, variant.kind):
+        if config.variant == variant.name and (
+            limits is None or spec.check(workload, config, limits) is None
+        ):
+            layout = spec.layout(workload, config)
+            return Layout.parse(layout).memory if layout else "buffer"
+    return ""
+
+
+def _likeness(config: Config, others: Iterable[Config]) -> tuple[int, str]:
+    """How much a configuration has in common with the most similar of ``others``."""
+    values = {*config.params, ("variant", config.variant)}
+    shared = [len(values & {*other.params, ("variant", other.variant)}) for other in others]
+    return max(shared, default=0), str(config)
+
+
+def _has(op: Any, variant: Any) -> bool:
+    return op in SPECS and any(v.name == variant for v in SPECS[op].variants)
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _ban(row: Mapping[str, Any]) -> Ban:
+    texts = {name: str(row.get(name) or "") for name in ("reason", "digest", "since")}
+    return Ban(**texts, by="check" if row.get("by") == "check" else "user")

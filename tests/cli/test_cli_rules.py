@@ -1,0 +1,96 @@
+"""``clkiln cache ban|unban|pin|unpin|rules``, and who honours it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import clk_engine
+from clk_cli import Result
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def rule(call: Call, device: str, tmp_path: Path) -> Callable[..., Result]:
+    """``rule("ban", "gemv=image")`` on a cache file of the test's own."""
+
+    def do(*arguments: object) -> Result:
+        return call("cache", *arguments, "--device", device, "--cache", tmp_path / "x.sqlite")
+
+    return do
+
+
+def listed(rule: Callable[..., Result]) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(rule("rules", "--json").out)
+    return data
+
+
+def test_a_ban_is_listed_and_taken_back(rule: Callable[..., Result]) -> None:
+    assert rule("rules").out.startswith("nothing is banned or pinned")
+    done = rule("ban", "gemv=image", "--reason", "garbage on Mondays")
+    assert (done.code, done.err) == (0, "") and done.out.startswith("banned gemv=image on ")
+    (row,) = listed(rule)["variants"]
+    assert (row["op"], row["variant"], row["by"]) == ("gemv", "image", "user")
+    assert row["reason"] == "garbage on Mondays" and row["since"]
+    assert "garbage on Mondays (by hand, 20" in rule("rules").out
+    assert rule("unban", "gemv=image").code == 0
+    assert listed(rule)["variants"] == []
+    again = rule("unban", "gemv=image")
+    assert again.code == 2 and "is not banned" in again.err
+
+
+def test_a_pin_is_listed_and_taken_back(rule: Callable[..., Result]) -> None:
+    assert rule("pin", "gemm=image").code == 0
+    assert listed(rule)["pins"] == {"gemm": "image"}
+    assert "pinned  gemm=image" in rule("rules").out
+    assert rule("unpin", "gemm").code == 0
+    assert listed(rule)["pins"] == {}
+    assert "is not pinned" in rule("unpin", "gemm=image").err
+
+
+@pytest.mark.parametrize(
+    ("before", "wrong", "says"),
+    [
+        ((), ("ban", "gemw=image"), "did you mean gemv?"),
+        ((), ("ban", "gemv=imag"), "did you mean image?"),
+        ((), ("ban", "gemv"), "write OP=VARIANT; gemv has buffer, image"),
+        ((), ("unpin", "gemw"), "did you mean gemv?"),
+        ((), ("ban", "roof_fma=buffer"), "leaves no variant of roof_fma"),
+        (("ban", "gemv=image"), ("ban", "gemv=buffer"), "leaves no variant of gemv"),
+        (("ban", "gemv=image"), ("pin", "gemv=image"), "clkiln cache unban gemv=image first"),
+        (("pin", "gemv=image"), ("ban", "gemv=image"), "clkiln cache unpin gemv first"),
+        (("pin", "gemv=image"), ("pin", "gemm=buffer"), "read the same ones"),
+        (("ban", "gemv=image"), ("ban", "gemm=buffer"), "read the same ones"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    rule: Callable[..., Result], before: tuple[str, ...], wrong: tuple[str, ...], says: str
+) -> None:
+    assert not before or rule(*before).code == 0
+    kept = listed(rule)
+    result = rule(*wrong)
+    assert result.code == 2 and says in result.err, result.err
+    assert listed(rule) == kept
+
+
+def test_runs_and_tuning_honour_them(
+    call: Call, rule: Callable[..., Result], device: str, model: Path
+) -> None:
+    """The answer is the same and says what held; a tuning run counts no banned variant."""
+    cache = ["--device", device, "--cache", clk_engine.own_cache(Path(listed(rule)["cache_file"]))]
+    answer = ["run", model, "Hi", "--temp", 0, "-n", 4, "--verbose", *cache]
+    plain = call(*answer)
+    before = json.loads(call("tune", model, "--dry-run", "--json", *cache).out)
+    rule("ban", "gemv=image")
+    rule("pin", "gemm=buffer")
+    ruled = call(*answer)
+    assert (ruled.code, ruled.out) == (0, plain.out)
+    after = json.loads(call("tune", model, "--dry-run", "--json", *cache).out)
+    assert after["feasible"] < before["feasible"]
+    for line in ("gemv=image is banned for this driver (by hand)", "gemm=buffer is pinned"):
+        assert line in ruled.err and line not in plain.err
