@@ -108,6 +108,7 @@ def tune(
     budget: float | str | None = None,
     kernels: Sequence[str] = (),
     variant: Sequence[str] = (),
+    limits: Sequence[str | Path] = (),
     force: bool = False,
     quantize: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -122,7 +123,8 @@ def tune(
     long to search: ``fast`` (45 s), ``normal`` (5 min), ``wide`` (30 min) or ``exhaustive``;
     ``budget``, in seconds or as ``"90s"``, ``"5m"`` or ``"1h"``, ends it sooner. ``kernels`` limits
     the search to operations (``gemv``, ...), ``variant`` forces where operands lie, as
-    ``--variant`` does. ``force`` searches again what is done already. ``quantize`` is the coding in
+    ``--variant`` does; ``limits`` is as of ``Engine.load``, and what is found under limits is kept
+    apart. ``force`` searches again what is done already. ``quantize`` is the coding in
     which float weights are loaded, as of ``Engine.load``.
 
     ``progress`` is called after every trial with a :class:`~clkiln.tuner.session.Progress`,
@@ -136,7 +138,7 @@ def tune(
     """
     with TuningJob(
         model, device, cache, level=level, budget=budget, kernels=kernels, variant=variant,
-        force=force, quantize=quantize, warn=warn,
+        limits=limits, force=force, quantize=quantize, warn=warn,
     ) as job:  # fmt: skip
         return job.run(progress)
 
@@ -158,6 +160,7 @@ class TuningJob:
         budget: float | str | None = None,
         kernels: Sequence[str] = (),
         variant: Sequence[str] = (),
+        limits: Sequence[str | Path] = (),
         force: bool = False,
         quantize: str | None = None,
         warn: Callable[[str], None] | None = None,
@@ -176,7 +179,7 @@ class TuningJob:
         self.variants = together(asked, self.model is None or self.model.config.tied)
         digest = "" if self.model is None else self.model.config.digest
         #: The device, and why it was chosen, as a phrase.
-        self.device, self.why = choose_device(device, digest, self._warn)
+        self.device, self.why = choose_device(device, digest, self._warn, limits)
         #: All of the workloads, and those of them that are wanted.
         self.uses = self._standard(kernels) if self.model is None else self._uses(self.model)
         self.wanted = self.uses if self.model is None else _only(self.uses, kernels)

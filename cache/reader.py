@@ -63,10 +63,17 @@ class Reader:
         return _first(self._rows(BestRow, where, workload, driver, digest))
 
     def best_of_other_driver(self, workload: str, digest: str, driver: str) -> BestRow | None:
-        """The latest choice under any driver but ``driver``: a candidate to time again."""
+        """The latest choice under any driver but ``driver``: a candidate to time again.
+
+        What stands behind a ``+`` in a key, the limits under which the device was used, must be
+        the same: another driver is a device of before, other limits are another device.
+        """
+        limits = "".join(driver.partition("+")[1:])
         where = "WHERE workload = ? AND digest = ? AND driver <> ?"
+        alike = "AND substr(driver, instr(driver || '+', '+')) = ?"
         latest_first = "ORDER BY updated DESC, rowid DESC LIMIT 1"
-        return _first(self._rows(BestRow, f"{where} {latest_first}", workload, digest, driver))
+        sql = f"{where} {alike} {latest_first}"
+        return _first(self._rows(BestRow, sql, workload, digest, driver, limits))
 
     def get_binaries(self, keys: Iterable[str]) -> dict[str, bytes]:
         """The payloads of those ``keys`` that the file has, in one query.

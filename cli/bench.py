@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("-r", "repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("-o", "form", type=click.Choice(["md", "json", "csv"]), default="md",
               show_default=True, help="Output.")  # fmt: skip
-@shared("quantize", "device", "cache", "variant", "json")
+@shared("quantize", "device", "cache", "variant", "limits", "json")
 def command(
     model: str,
     prompt: int,
@@ -38,6 +38,7 @@ def command(
     device: str | None,
     cache: Path | None,
     variant: tuple[str, ...],
+    limits: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Measure how fast MODEL reads prompts (pp) and generates (tg) on a device."""
@@ -48,8 +49,9 @@ def command(
         raise UsageError("nothing to measure: -p and -n are both 0")
     context = max(prompt, tokens + 1)
     with Engine.load(
-        model, device, cache, ctx_size=context, quantize=quantize, variant=variant, warn=warn
-    ) as engine:
+        model, device, cache, ctx_size=context, quantize=quantize, variant=variant, limits=limits,
+        warn=warn,
+    ) as engine:  # fmt: skip
         speeds = [measure_prefill(engine, prompt, repeats)] if prompt else []
         speeds += [measure_decode(engine, tokens, repeats)] if tokens else []
         rows = [_row(engine, speed) for speed in speeds]
@@ -80,6 +82,7 @@ def _row(engine: Engine, speed: Speed) -> dict[str, Any]:
         "arithmetic_share": done / roof.flops_per_s if roof.flops_per_s else None,
         "device": engine.device.name,
         "driver_version": engine.device.driver_version,
+        "limits": str(engine.device.limits),
         "model": engine.config.name,
         "tuned": engine.tuned,
         "version": __version__,

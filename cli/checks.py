@@ -23,7 +23,8 @@ Status = Literal["ok", "note", "problem"]
 
 #: Variables that clkiln reads.
 VARIABLES = (
-    "CLKILN_DEVICE", "CLKILN_CACHE_DIR", "CLKILN_MODELS_DIR", "CLKILN_MEMORY_BUDGET",
+    "CLKILN_DEVICE", "CLKILN_CACHE_DIR", "CLKILN_LIMITS", "CLKILN_MODELS_DIR",
+    "CLKILN_MEMORY_BUDGET",
 )  # fmt: skip
 #: Beginnings of the names of others that change what happens here.
 OTHERS = ("OCL_ICD_", "OPENCL_", "POCL_", "CUDA_CACHE_", "HF_ENDPOINT", "NO_COLOR")
@@ -75,7 +76,8 @@ def look() -> Machine:
 def _devices(doing: str, *options: str) -> Machine:
     # From here `python -m clkiln` may not be found: where the package lies comes first.
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
-    environment = {**os.environ, "PYTHONPATH": path}
+    # The machine itself is looked at, not what it may be told to pretend.
+    environment = {**os.environ, "PYTHONPATH": path, "CLKILN_LIMITS": ""}
     try:
         done = subprocess.run(
             (*LIST_DEVICES, *options), capture_output=True, text=True, errors="replace",
@@ -286,6 +288,21 @@ def check_cache_files(machine: Machine) -> Iterator[Check]:
             yield Check("cache file", "note", warnings[0], f"clkiln cache verify --cache {path}")
         else:
             yield Check("cache file", "ok", text)
+
+
+def check_limits(machine: Machine) -> Iterator[Check]:
+    from ..runtime.limits import limits_from_environment, read_limits
+
+    names = limits_from_environment()
+    try:
+        limits = read_limits(names)
+    except ClkilnError as error:
+        yield Check("limits", "problem", f"CLKILN_LIMITS: {error}", "unset CLKILN_LIMITS")
+        return
+    if limits:
+        said = ", ".join(map(str, limits.entries))
+        yield Check("limits", "note", f"every device pretends to be smaller: {said}",
+                    "unset CLKILN_LIMITS")  # fmt: skip
 
 
 def check_environment(machine: Machine) -> Iterator[Check]:

@@ -61,6 +61,14 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
         shell_complete=completers.variants,
         help="Force buffer or image kernels: all that have them, or one operation's.",
     ),
+    "limits": click.option(
+        "--limits",
+        multiple=True,
+        metavar="NAME|FILE",
+        type=Text(),
+        shell_complete=completers.limits,
+        help="Pretend that the device is a smaller one: local-32k, no-images, small, ...",
+    ),
     "quantize": click.option(
         "--quantize",
         type=click.Choice(["q4_0", "q8_0"]),

@@ -70,5 +70,12 @@ def variants(context: click.Context, parameter: click.Parameter, incomplete: str
     return _those(("buffer", "image"), incomplete)
 
 
+def limits(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """The profiles that have names, and files."""
+    from ..runtime.limits import PROFILES
+
+    return [CompletionItem(incomplete, type="file"), *_those(PROFILES, incomplete)]
+
+
 def _those(names: Iterable[str], incomplete: str) -> Items:
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]

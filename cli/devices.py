@@ -15,7 +15,7 @@ FIELDS = (
     "compute_units", "global_memory", "max_alloc", "unified_memory", "local_memory",
     "local_memory_type", "max_work_group_size", "max_work_item_sizes", "images",
     "image2d_max_width", "image2d_max_height", "image_max_buffer_size", "fp16", "subgroups",
-    "command_buffers", "selector", "driver_key",
+    "command_buffers", "limits", "selector", "driver_key",
 )  # fmt: skip
 
 
@@ -24,14 +24,17 @@ FIELDS = (
     "--try", "trying", is_flag=True,
     help="Compile and run a small kernel on each; ends with 1 if that works on none.",
 )  # fmt: skip
-@shared("device", "cache", "json")
-def command(trying: bool, device: str | None, cache: Any, as_json: bool) -> None:
+@shared("device", "cache", "limits", "json")
+def command(
+    trying: bool, device: str | None, cache: Any, limits: tuple[str, ...], as_json: bool
+) -> None:
     """List the OpenCL devices that clkiln can use."""
     from ..cache.paths import cache_file
-    from ..runtime.device import NO_DEVICE, list_devices, select_device
+    from ..runtime.device import NO_DEVICE, select_device
     from ..runtime.faults import OTHER_DRIVER, known_fault, try_device
+    from ..runtime.pretend import asked_limits, limited_devices
 
-    devices = list_devices()
+    devices = limited_devices(asked_limits(limits))
     if device is not None:
         devices = [select_device(device, devices)]
     rows = []
@@ -39,21 +42,22 @@ def command(trying: bool, device: str | None, cache: Any, as_json: bool) -> None
         fields = found.info.as_dict()
         path = cache or cache_file(found.info.name, found.info.platform)
         fault = try_device(found) if trying else known_fault(found.info)
-        rows.append({
+        row = {
             **{name: fields[name] for name in FIELDS}, "cache_file": str(path), "fault": fault,
-        })  # fmt: skip
+        }  # fmt: skip
+        rows.append((row, ", ".join(map(str, found.info.limits.entries))))
     if as_json:
-        print_json(rows)
+        print_json([row for row, _ in rows])
     elif not rows:
         raise DeviceError(NO_DEVICE)
     else:
-        for row in rows:
-            _show(row)
-    if trying and all(row["fault"] for row in rows):
+        for row, limited in rows:
+            _show(row, limited)
+    if trying and all(row["fault"] for row, _ in rows):
         raise DeviceError(f"none of these devices compiles a small kernel: {OTHER_DRIVER}")
 
 
-def _show(row: dict[str, Any]) -> None:
+def _show(row: dict[str, Any], limited: str) -> None:
     from ..units import readable
 
     click.echo(f"{row['index']}: {row['name']}")
@@ -70,5 +74,7 @@ def _show(row: dict[str, Any]) -> None:
     }
     for name, value in lines.items():
         click.echo(f"   {name:<11}{value}")
+    if limited:
+        wrapped(f"   {'limited':<11}", limited)
     if row["fault"]:
         wrapped("   problem    ", f"compiles nothing: {row['fault']}")

@@ -20,6 +20,7 @@ CHECKS: tuple[Callable[[Machine], Iterator[Check]], ...] = (
     checks.check_folders,
     checks.check_cache_files,
     checks.check_environment,
+    checks.check_limits,
     hints.check_drivers_to_try,
     hints.check_tuning,
 )

@@ -22,6 +22,8 @@ def explain_device(engine: Engine) -> None:
     chosen = origins(engine.runner.planner.choices)
     parts = ", ".join(f"{count} {origin}" for origin, count in sorted(chosen.items()))
     note(f"device:     {engine.device.name} ({engine.device_reason})")
+    if engine.device.limits:
+        note(f"limited:    {', '.join(map(str, engine.device.limits.entries))}")
     note(f"driver:     {engine.device.platform_version} {engine.device.driver_version}")
     note(f"cache file: {engine.store.path or 'none, nothing is kept'}")
     note(f"kernels:    {parts}")

@@ -93,5 +93,5 @@ loading = _gathered(
     click.option(
         "--require-cache", is_flag=True, help="Fail if anything would compile or fall back."
     ),
-    *(OPTIONS[name] for name in ("quantize", "device", "cache", "variant")),
+    *(OPTIONS[name] for name in ("quantize", "device", "cache", "variant", "limits")),
 )  # fmt: skip

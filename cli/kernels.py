@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 @click.option(
     "--workload", metavar="TEXT", help="This workload instead of the operation's example."
 )
-@shared("device", "json")
-def command(name: str | None, workload: str | None, device: str | None, as_json: bool) -> None:
+@shared("device", "limits", "json")
+def command(
+    name: str | None,
+    workload: str | None,
+    device: str | None,
+    limits: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """List the operations: variants, dtypes, and what of them the device can run.
 
     With NAME one operation in detail, with its parameters and what each limit of the device rules
@@ -44,7 +50,7 @@ def command(name: str | None, workload: str | None, device: str | None, as_json:
     else:
         specs = SPECS.values() if name is None else [find_spec(name)]
         asked = [Workload.parse(spec.example) for spec in specs]
-    info = _device(device)
+    info = _device(device, limits)
     surveys = {each: survey(each, info) for each in asked}
     cells = [] if info is None else Capabilities(info).table(asked)
     if as_json:
@@ -57,12 +63,13 @@ def command(name: str | None, workload: str | None, device: str | None, as_json:
             _print_details(each, found, cells, info)
 
 
-def _device(asked: str | None) -> DeviceInfo | None:
+def _device(asked: str | None, limits: tuple[str, ...]) -> DeviceInfo | None:
     """The device to hold the kernels against; without any, and none asked for, None."""
-    from ..runtime.device import list_devices, select_device, selector_from_environment
+    from ..runtime.device import select_device, selector_from_environment
+    from ..runtime.pretend import asked_limits, limited_devices
 
     selector = asked or selector_from_environment()
-    devices = list_devices()
+    devices = limited_devices(asked_limits(limits))
     if selector is None and not devices:
         note("no OpenCL device here: spaces before the constraints of a device")
         return None
@@ -123,10 +130,15 @@ def _print_table(surveys: Surveys, cells: Sequence[Cell], info: DeviceInfo | Non
         click.echo()
     wrapped("", f"Counted for workloads of {EXAMPLE_MODEL}; clkiln kernels NAME says which.")
     if info:
-        wrapped("", f"Feasible on {info.name}.")
+        wrapped("", f"Feasible on {_called(info)}.")
     if any(cell.config is None for cell in cells):
         click.echo("\nCannot run here:")
         capability.print_what_cannot_run(cells)
+
+
+def _called(info: DeviceInfo) -> str:
+    limits = ", ".join(map(str, info.limits.entries))
+    return f"{info.name}, limited: {limits}" if limits else info.name
 
 
 def _row(operation: str, variants: str, parameters: str, space: str) -> str:
@@ -151,7 +163,7 @@ def _print_details(
     of = f" ({EXAMPLE_MODEL})" if str(workload) == spec.example else ""
     wrapped("workload  ", f"{workload}{of}")
     if info:
-        wrapped("device    ", info.name)
+        wrapped("device    ", _called(info))
     for each in found:
         _print_variant(each, cells)
 

@@ -121,6 +121,7 @@ def _result(engine: Engine, completion: Completion, startup: float) -> dict[str,
         "finish_reason": completion.finish_reason,
         "seed": completion.seed,
         "device": engine.device.name,
+        "limits": engine.device.limits.as_list(),
         "programs": {"from_cache": counts.from_cache, "compiled": counts.compiled},
         "fallbacks": engine.fallbacks(),
         "timing": {

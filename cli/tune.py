@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     type=(click.Choice(["t4"]), FilePath()),
     help="Write the trials on file as T4 results instead.",
 )  # fmt: skip
-@shared("quantize", "device", "cache", "variant", "json")
+@shared("quantize", "device", "cache", "variant", "limits", "json")
 def command(
     model: str | None,
     level: str,
@@ -58,6 +58,7 @@ def command(
     device: str | None,
     cache: Path | None,
     variant: tuple[str, ...],
+    limits: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Search the best kernels of MODEL for a device and keep them in its cache file.
@@ -68,15 +69,16 @@ def command(
     Ctrl-C is safe: what was found is kept, and the next tune goes on from there.
     """
     if simulate is not None:
-        _alone("--simulate", model=model, device=device, variant=variant, kernel=kernels,
-               force=force, dry_run=dry_run, quantize=quantize, export=export)  # fmt: skip
+        _alone("--simulate", model=model, device=device, variant=variant, limits=limits,
+               kernel=kernels, force=force, dry_run=dry_run, quantize=quantize,
+               export=export)  # fmt: skip
         from .simulate import simulate as simulate_file
 
         simulate_file(simulate, level, budget, cache, as_json)
         return
     if export is not None:
-        _alone("--export", model=model, variant=variant, force=force, dry_run=dry_run,
-               budget=budget, quantize=quantize)  # fmt: skip
+        _alone("--export", model=model, variant=variant, limits=limits, force=force,
+               dry_run=dry_run, budget=budget, quantize=quantize)  # fmt: skip
         from .simulate import export as export_trials
 
         export_trials(export[1], cache, device, kernels, as_json)
@@ -86,7 +88,7 @@ def command(
 
     with TuningJob(
         model, device, cache, level=level, budget=budget, kernels=kernels, variant=variant,
-        force=force, quantize=quantize, warn=warn,
+        limits=limits, force=force, quantize=quantize, warn=warn,
     ) as job:  # fmt: skip
         if dry_run:
             _print_preview(job.preview(), as_json)
@@ -99,7 +101,7 @@ def command(
     if as_json:
         print_json(summary.as_dict())
     else:
-        following = _next_command(model or "MODEL", device, cache, variant, quantize)
+        following = _next_command(model or "MODEL", device, cache, variant, limits, quantize)
         _print_summary(summary, following)
 
 
@@ -116,6 +118,7 @@ def _next_command(
     device: str | None,
     cache: Path | None,
     variant: tuple[str, ...],
+    limits: tuple[str, ...],
     quantize: str | None,
 ) -> str:
     """The ``clkiln run`` that uses what was just tuned, ready for a shell."""
@@ -124,6 +127,8 @@ def _next_command(
     words += ["--cache", str(cache)] if cache else []
     for kind in variant:
         words += ["--variant", kind]
+    for name in limits:
+        words += ["--limits", name]
     words += ["--quantize", quantize] if quantize else []
     return f'{shlex.join(words)} "What is the capital of France?"'
 

@@ -8,13 +8,9 @@ from ..cache.codec import now
 from ..cache.paths import cache_file
 from ..cache.store import Store
 from ..errors import CacheError
-from ..runtime.device import (
-    Device,
-    default_device,
-    list_devices,
-    select_device,
-    selector_from_environment,
-)
+from ..runtime.device import Device, default_device, select_device, selector_from_environment
+from ..runtime.limits import read_limits
+from ..runtime.pretend import Names, asked_limits, limited, limited_devices
 from .config import ModelConfig
 
 
@@ -44,20 +40,21 @@ def note_speed(
 
 
 def choose_device(
-    asked: str | Device | None, digest: str, warn: Callable[[str], None]
+    asked: str | Device | None, digest: str, warn: Callable[[str], None], limits: Names = ()
 ) -> tuple[Device, str]:
-    """The device for the model with this digest, and why.
+    """The device for the model with this digest, under ``limits``, and why.
 
-    Raises :class:`~clkiln.errors.DeviceError` if there is none, or the selector fits none or many.
+    Raises :class:`~clkiln.errors.DeviceError` if there is none, or the selector fits none or many,
+    and :class:`~clkiln.errors.UsageError` for limits that there are not.
     """
     if isinstance(asked, Device):
-        return asked, "given by the caller"
+        return limited(asked, read_limits(limits)), "given by the caller"
+    devices = limited_devices(asked_limits(limits))
     if asked:
-        return select_device(asked), f"asked for with {asked!r}"
+        return select_device(asked, devices), f"asked for with {asked!r}"
     selector = selector_from_environment()
     if selector:
-        return select_device(selector), f"CLKILN_DEVICE is {selector!r}"
-    devices = list_devices()
+        return select_device(selector, devices), f"CLKILN_DEVICE is {selector!r}"
     return default_device(devices, measured_speeds(devices, digest))
 
 

@@ -70,6 +70,7 @@ class Engine:
         kv_dtype: str = DEFAULT_KV,
         quantize: str | None = None,
         variant: Sequence[str] = (),
+        limits: Sequence[str | Path] = (),
         warn: Callable[[str], None] | None = None,
     ) -> Engine:
         """Open ``model`` (a path or a catalog entry) on ``device`` with the device's cache file.
@@ -81,8 +82,9 @@ class Engine:
         the KV cache takes memory as it fills. ``kv_dtype`` is ``f32`` or ``f16``: half the memory,
         at the cost of float16 rounding (up to 2e-3 of the logits, where float32 stays below 1e-5).
         ``quantize`` (``q4_0`` or ``q8_0``) codes float weights so while they are loaded.
-        ``variant`` is as of ``--variant``. ``warn`` gets each warning as one line (default: the
-        log).
+        ``variant`` is as of ``--variant``. ``limits`` are profiles or files, as of ``--limits``, by
+        which the device pretends to be a smaller one; none asks ``CLKILN_LIMITS``. ``warn`` gets
+        each warning as one line (default: the log).
 
         Raises :class:`~clkiln.errors.ModelError` and its kin for the file,
         :class:`~clkiln.errors.DeviceError` for the device,
@@ -97,7 +99,7 @@ class Engine:
         config = opened.config
         request = together(asked, config.tied)
         limit = _context_limit(ctx_size, config)
-        chosen, why = choose_device(device, config.digest, warn)
+        chosen, why = choose_device(device, config.digest, warn, limits)
         path = Path(cache) if cache else cache_file(chosen.info.name, chosen.info.platform)
         store = Store.open_or_memory(path, warn)
         try:

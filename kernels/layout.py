@@ -17,8 +17,8 @@ from .formats import plane_sizes
 from .types import TEXEL_BYTES, Argument, Array, Memory
 from .weights import Matrix
 
-#: Texels to a row of a folded image.
-WIDTHS = (2048, 8192)
+#: Texels to a row of a folded image: powers of two, from what any device has to what most have.
+WIDTHS = (2048, 4096, 8192)
 #: Numbers that are packed at a time, so that what lies between file and layout stays in a cache.
 CHUNK = 1 << 18
 

@@ -18,6 +18,7 @@ from ..cache.rows import BestRow, BinaryRow, DriverRow, RunRow, TrialRow
 from ..cache.store import Store
 from ..errors import CacheError
 from ..kernels import SPECS
+from ..runtime.identity import split_key
 from .model import DriverReport, KernelReport, Report, Roof, RunReport, Speed, Totals
 from .results import count, in_order, kernel_reports, operation, positive
 
@@ -59,9 +60,10 @@ def build(contents: Contents, kernel: str | None = None) -> Report:
         *(best.workload for best in contents.best),
     )
     operations = {operation(workload) for workload in workloads}
+    rows = _drivers(contents)
+    latest = {split_key(row.driver)[1]: row.driver for row in reversed(rows)}
     drivers = tuple(
-        _driver(contents, row, current=index == 0, kernel=kernel)
-        for index, row in enumerate(_drivers(contents))
+        _driver(contents, row, current=row.driver in latest.values(), kernel=kernel) for row in rows
     )
     return Report(
         path=contents.path,
@@ -104,7 +106,8 @@ def read(path: Path) -> Contents:
 
 
 def _drivers(contents: Contents) -> list[DriverRow]:
-    """The drivers, the one used last first: its results are the ones that count.
+    """The drivers, the one used last first: its results are the ones that count. Those under
+    limits come behind: there the device only pretended to be another.
 
     Times in the file are whole seconds; at a tie the driver that was seen later wins.
     """
@@ -119,8 +122,10 @@ def _drivers(contents: Contents) -> list[DriverRow]:
     for driver, moment in moments:
         used[driver] = max(used.get(driver, ""), moment)
     known = {row.driver: row for row in contents.drivers}
-    oldest_first = sorted(used, key=lambda driver: used[driver])
-    return [known.get(driver) or DriverRow(driver, {}) for driver in reversed(oldest_first)]
+    found = sorted(used, key=lambda driver: used[driver])
+    found.reverse()
+    found.sort(key=lambda driver: bool(split_key(driver)[1]))
+    return [known.get(driver) or DriverRow(driver, {}) for driver in found]
 
 
 def _driver(
@@ -147,6 +152,7 @@ def _driver(
         device=str(row.info.get("name") or "unknown device"),
         platform=str(row.info.get("platform") or ""),
         driver_version=str(row.info.get("driver_version") or ""),
+        limits=split_key(row.driver)[1],
         first_seen=row.first_seen,
         roof=roof,
         totals=_totals(kernels, runs),

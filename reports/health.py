@@ -15,6 +15,7 @@ from ..cache.verify import Contents, verify
 from ..harness.keys import key_of, read_choice, read_config, split_label
 from ..kernels import SPECS
 from ..kernels.types import Workload
+from ..runtime.identity import split_key
 from ..units import readable
 from .text import plural
 
@@ -83,13 +84,17 @@ def obsolete_programs(
 def replaced_drivers(
     drivers: Sequence[DriverRow], present: Sequence[DeviceInfo]
 ) -> dict[str, DriverRow]:
-    """Drivers, by key, that are not there while their device is, under another one."""
+    """Drivers, by key, that are not there while their device is, under another one.
+
+    Under limits it is the driver of the device itself that counts.
+    """
     keys = {info.driver_key for info in present}
     devices = {(info.platform, info.name) for info in present}
     return {
         row.driver: row
         for row in drivers
-        if row.driver not in keys and (row.info.get("platform"), row.info.get("name")) in devices
+        if split_key(row.driver)[0] not in keys
+        and (row.info.get("platform"), row.info.get("name")) in devices
     }
 
 
@@ -178,7 +183,7 @@ def _outdated(contents: Contents, present: Sequence[DeviceInfo]) -> Iterator[Fin
                 f"the driver of {name} was replaced",
                 "its parameters are starting points: run clkiln tune MODEL once more",
             )
-        elif row.driver not in keys:
+        elif split_key(row.driver)[0] not in keys:
             yield Finding(f"{name} is not there now", "nothing to do: its rows wait for it")
 
 

@@ -129,13 +129,18 @@ class Totals:
 
 @dataclass(frozen=True)
 class DriverReport:
-    """All that was found under one driver of the device; ``current`` is the one used last."""
+    """All that was found under one driver of the device; ``current`` is the one used last.
+
+    ``limits`` is the text of those with which the device pretended to be a smaller one: then it is
+    the last used under them.
+    """
 
     driver: str
     current: bool
     device: str
     platform: str
     driver_version: str
+    limits: str
     first_seen: str
     roof: Roof
     totals: Totals

@@ -65,6 +65,7 @@ def _file(report: Report) -> Text:
 def _driver_title(driver: DriverReport) -> str:
     name = " ".join(part for part in (driver.platform, driver.driver_version) if part)
     name = name or f"driver {driver.driver}"
+    name += f", limits {driver.limits}" if driver.limits else ""
     return name if driver.current else f"{name} (an earlier driver: only starting points)"
 
 

@@ -24,7 +24,8 @@ class Context:
         #: Whether a program was seen to compile here: else a failure may be the driver's own.
         self.compiles = False
         limit = memory_budget(device.info) if budget is None else budget
-        self.memory = MemoryBudget(limit, device.info.max_alloc)
+        why = device.info.limits.because("max_alloc")
+        self.memory = MemoryBudget(limit, device.info.max_alloc, why)
         with self.errors("opening the device"):
             self.handle = cl.Context([device.handle])
             properties: Any = cl.command_queue_properties.PROFILING_ENABLE if profiling else 0

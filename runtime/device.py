@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from ..errors import DeviceError, UsageError
 from .faults import known_fault
+from .features import FEATURE_EXTENSIONS, remaining
 from .identity import driver_key
+from .limits import NO_LIMITS, Limits
 from .opencl import cl
 
 logger = logging.getLogger(__name__)
@@ -22,14 +24,6 @@ LocalMemoryType = Literal["local", "global", "none"]
 
 #: The order in which devices are listed. Intel's FPGA emulator is an accelerator: last.
 DEVICE_TYPES: tuple[DeviceType, ...] = ("gpu", "cpu", "accelerator")
-
-#: Extensions and the feature that each is known by in a kernel's ``requires``.
-FEATURE_EXTENSIONS = {
-    "cl_khr_fp16": "fp16",
-    "cl_khr_subgroups": "subgroups",
-    "cl_intel_subgroups": "subgroups",
-    "cl_khr_integer_dot_product": "integer_dot_product",
-}
 
 #: Share of the global memory we allow ourselves. Where the host's own memory is meant, the
 #: system, the page cache with the model file and the user's other programs need a share, too.
@@ -47,7 +41,8 @@ class DeviceInfo:
     """What a device says of itself. Memory sizes are bytes, image sizes pixels.
 
     ``features`` are the names that a kernel's variants may require; those here come from the
-    device's own description, and probing may add to them (:meth:`with_features`).
+    device's own description, and probing may add to them (:meth:`with_features`). ``limits`` are
+    those with which it pretends to be a smaller one (:mod:`.pretend`).
     """
 
     index: int
@@ -78,11 +73,12 @@ class DeviceInfo:
     float_vector_width: int
     extensions: tuple[str, ...]
     features: frozenset[str]
+    limits: Limits = NO_LIMITS
 
     @cached_property
     def driver_key(self) -> str:
         """What a cached binary or timing must match: see :mod:`.identity`."""
-        return driver_key(self)
+        return driver_key(self, str(self.limits))
 
     @property
     def selector(self) -> str:
@@ -91,7 +87,8 @@ class DeviceInfo:
 
     def with_features(self, *names: str) -> DeviceInfo:
         """The same device with features that were probed."""
-        return replace(self, features=self.features.union(names))
+        found = remaining(self.features.union(names), self.limits.without)
+        return replace(self, features=found)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON and for the cache file, with the driver key and the selector."""
@@ -99,12 +96,14 @@ class DeviceInfo:
         data["max_work_item_sizes"] = list(self.max_work_item_sizes)
         data["extensions"] = list(self.extensions)
         data["features"] = sorted(self.features)
+        data["limits"] = self.limits.as_list()
         return {**data, "driver_key": self.driver_key, "selector": self.selector}
 
     def __str__(self) -> str:
         # PoCL's version goes on about how it was built.
         version = re.split(r"\s\s|,", self.platform_version)[0]
-        return f"{self.index}: {self.name} ({self.platform}, {version})"
+        limited = f", limited: {', '.join(self.limits.sources)}" if self.limits else ""
+        return f"{self.index}: {self.name} ({self.platform}, {version}{limited})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +200,8 @@ def _describe(platform: cl.Platform, handle: cl.Device) -> DeviceInfo | None:
         features.add("image_buffers")
     if _ask(handle, "max_num_sub_groups"):
         features.add("subgroups")
+    if _numbers(handle.opencl_c_version) >= (1, 2):
+        features.add("cl12")
     local_types: dict[int, LocalMemoryType] = {
         cl.device_local_mem_type.LOCAL: "local",
         cl.device_local_mem_type.GLOBAL: "global",

@@ -11,12 +11,14 @@ import contextlib
 import logging
 import re
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DeviceError
 from .icd import driver_folder
+from .identity import split_key
 from .opencl import cl
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ def _first_words(text: str) -> str:
 
 def _kept(driver_key: str) -> str:
     try:
-        text = (driver_folder() / f"{driver_key}.fault").read_text(encoding="utf-8")
+        text = _file(driver_key).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
     return " ".join(text.split())
@@ -120,9 +122,14 @@ def _kept(driver_key: str) -> str:
 def _keep(driver_key: str, fault: str) -> None:
     # A folder that cannot be written costs another try, and nothing else.
     with contextlib.suppress(OSError):
-        file = driver_folder() / f"{driver_key}.fault"
+        file = _file(driver_key)
         if fault:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{fault}\n", encoding="utf-8")
         else:
             file.unlink(missing_ok=True)
+
+
+def _file(driver_key: str) -> Path:
+    """Under limits a driver has the same faults."""
+    return driver_folder() / f"{split_key(driver_key)[0]}.fault"

@@ -39,8 +39,22 @@ class DeviceIdentity(Protocol):
     def compute_units(self) -> int: ...
 
 
-def driver_key(info: DeviceIdentity) -> str:
-    """Digest of :data:`IDENTITY_FIELDS`: 32 hexadecimal digits, the same on every machine."""
+#: What stands between a device's own key and the limits under which it was used.
+_LIMITED = "+"
+
+
+def driver_key(info: DeviceIdentity, limits: str = "") -> str:
+    """Digest of :data:`IDENTITY_FIELDS`: 32 hexadecimal digits, the same on every machine.
+
+    A device that pretends to be a smaller one has a key of its own, with the ``limits`` behind it:
+    what is best for it is not for the whole device, and its programs are built from other text.
+    """
     fields = {name: getattr(info, name) for name in IDENTITY_FIELDS}
     text = json.dumps(fields, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:32] + (limits and _LIMITED + limits)
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """The key of the device itself, and the text of the limits behind it; empty for none."""
+    own, _, limits = key.partition(_LIMITED)
+    return own, limits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Sequence
 from typing import Protocol
@@ -29,8 +30,9 @@ class Geometry(Protocol):
 class Launch:
     """A kernel, its arguments and its geometry. It keeps its tensors alive.
 
-    Raises :class:`~clkiln.errors.LaunchError` where the driver refuses the arguments, and
-    :class:`~clkiln.errors.DeviceError` for a tensor of another device.
+    Raises :class:`~clkiln.errors.LaunchError` where the driver refuses the arguments or the device
+    pretends to have less than the kernel takes, and :class:`~clkiln.errors.DeviceError` for a
+    tensor of another device.
     """
 
     def __init__(
@@ -40,6 +42,11 @@ class Launch:
         self.geometry = geometry
         for tensor in tensors:
             tensor.belongs_to(program.context)
+        #: Only what is pretended is looked at here: real limits are the driver's own affair.
+        self._limited = bool(program.context.info.limits)
+        if self._limited:
+            _check_memory(program)
+            _check_size(program, geometry)
         expected = program.kernel().num_args
         if expected != len(self.tensors):
             raise LaunchError(f"{program.label}: {len(self.tensors)} arguments for {expected}")
@@ -56,6 +63,8 @@ class Launch:
         It is good for as long as the launch lives.
         """
         shape = geometry or self.geometry
+        if self._limited:
+            _check_size(self.program, shape)
         queue = self.program.context.queue
         return native.enqueue(queue, self._kernel, shape.global_size, shape.local_size)
 
@@ -79,6 +88,31 @@ class Launch:
         call = native.enqueue(queue, self._kernel, shape.global_size, shape.local_size, event)
         self.check(call())
         return cl.Event.from_int_ptr(event.value or 0, retain=False)
+
+
+def _check_memory(program: Program) -> None:
+    """Raise :class:`~clkiln.errors.LaunchError` if the kernel takes too much local memory."""
+    info, taken = program.context.info, program.local_memory()
+    if taken > info.local_memory:
+        raise LaunchError(
+            f"{program.label}: the kernel takes {taken} bytes of local memory, {info.name} has "
+            f"{info.local_memory}{info.limits.because('local_memory')}"
+        )
+
+
+def _check_size(program: Program, geometry: Geometry) -> None:
+    """Raise :class:`~clkiln.errors.LaunchError` if the device takes no such work-group."""
+    info, size = program.context.info, geometry.local_size
+    items, most = math.prod(size), info.max_work_group_size
+    if items > most:
+        why = info.limits.because("max_work_group_size")
+        text = f"a work-group of {items} work-items, {info.name} takes {most}{why}"
+    elif any(n > allowed for n, allowed in zip(size, info.max_work_item_sizes, strict=False)):
+        why = info.limits.because("max_work_item_sizes")
+        text = f"a local size of {size}, {info.name} takes {info.max_work_item_sizes}{why}"
+    else:
+        return
+    raise LaunchError(f"{program.label}: launch with {text}")
 
 
 def event_seconds(event: cl.Event) -> float:

@@ -14,6 +14,7 @@ from .opencl import cl
 
 if TYPE_CHECKING:
     from .context import Context
+    from .device import DeviceInfo
 
 #: An ``image1d`` is no memory of its own, but a buffer seen as RGBA texels.
 Memory = Literal["buffer", "image1d", "image2d"]
@@ -28,17 +29,20 @@ _TEXEL = 16
 
 
 class MemoryBudget:
-    """Counts the bytes that a context holds, and refuses what does not fit, by name."""
+    """Counts the bytes that a context holds, and refuses what does not fit, by name.
 
-    def __init__(self, limit: int, largest: int) -> None:
-        self.limit, self.largest, self.used = limit, largest, 0
+    ``why`` is what to say behind the largest allocation.
+    """
+
+    def __init__(self, limit: int, largest: int, why: str = "") -> None:
+        self.limit, self.largest, self.used, self._why = limit, largest, 0, why
 
     def take(self, nbytes: int, what: str) -> None:
         """Raises :class:`OutOfDeviceMemory` if ``what`` is too large, alone or beside the rest."""
         if nbytes > self.largest:
             raise OutOfDeviceMemory(
                 f"{what} takes {readable(nbytes)}; this device's largest allocation is "
-                f"{readable(self.largest)}"
+                f"{readable(self.largest)}{self._why}"
             )
         if self.used + nbytes > self.limit:
             raise OutOfDeviceMemory(
@@ -65,6 +69,7 @@ class Texels:
             raise ValueError(f"{tensor.what}: no texels of {tensor.dtype} in {tensor.memory}")
         texel = 4 * tensor.dtype.itemsize
         width = -(-nbytes // texel)
+        _check_texels(self.context.info, width, tensor.what)
         pixels = cl.ImageFormat(cl.channel_order.RGBA, channel)
         with self.context.errors(f"{tensor.what}: seeing it as an image"):
             self.handle: Any = cl.create_image(
@@ -75,6 +80,30 @@ class Texels:
     def belongs_to(self, context: Context) -> None:
         """As :meth:`Tensor.belongs_to`."""
         self.tensor.belongs_to(context)
+
+
+def _check_texels(info: DeviceInfo, width: int, what: str) -> None:
+    """Raise :class:`LaunchError` if no image buffer of the device is ``width`` texels long."""
+    if width > info.image_max_buffer_size:
+        why = info.limits.because("image_max_buffer_size", "images", "cl12")
+        raise LaunchError(
+            f"{what} as an image buffer has {width} texels; the longest of {info.name} has "
+            f"{info.image_max_buffer_size}{why}"
+        )
+
+
+def _check_image(info: DeviceInfo, shape: tuple[int, ...], what: str) -> None:
+    """Raise :class:`OutOfDeviceMemory` if the device has no images, or none so large."""
+    if not info.images:
+        why = info.limits.because("images")
+        raise OutOfDeviceMemory(f"{what} is an image; {info.name} has none{why}")
+    height, width = shape[:2]
+    if width > info.image2d_max_width or height > info.image2d_max_height:
+        why = info.limits.because("image2d_max_width", "image2d_max_height")
+        raise OutOfDeviceMemory(
+            f"{what} is an image of {width} x {height}; the largest of {info.name} has "
+            f"{info.image2d_max_width} x {info.image2d_max_height}{why}"
+        )
 
 
 class Tensor:
@@ -129,6 +158,7 @@ class Tensor:
             return cl.Buffer(self.context.handle, flags, hostbuf=data)
         if len(self.shape) != 3 or self.shape[2] != 4 or self.dtype.name not in _CHANNELS:
             raise ValueError(f"{self.what}: no image of {self.dtype} with shape {self.shape}")
+        _check_image(self.context.info, self.shape, self.what)
         pixels = cl.ImageFormat(cl.channel_order.RGBA, _CHANNELS[self.dtype.name])
         size2d = (self.shape[1], self.shape[0])
         return cl.create_image(self.context.handle, flags, pixels, shape=size2d, hostbuf=data)

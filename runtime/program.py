@@ -16,6 +16,7 @@ from .context import Context
 from .cubin import Linker, is_ptx
 from .faults import message, try_device
 from .opencl import cl
+from .restrict import build_options, restricted
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ class Program:
 
     def work_group_limit(self) -> int:
         """The largest work-group that this compiled kernel can be launched with."""
-        return self._limit(cl.kernel_work_group_info.WORK_GROUP_SIZE)
+        most = self.context.info.max_work_group_size
+        return min(most, self._limit(cl.kernel_work_group_info.WORK_GROUP_SIZE))
 
     def local_memory(self) -> int:
         """Bytes of local memory that the compiled kernel takes, as the driver reports it."""
@@ -210,28 +212,30 @@ class ProgramLoader:
 
     def _from_binary(self, binary: bytes, source: Source, label: str) -> Program:
         handle = cl.Program(self.context.handle, [self.context.device.handle], [binary])
-        _build(handle, source)
+        _build(handle, source, self.context.info.features)
         program = Program(self.context, handle, source, label)
         program.kernel()
         return program
 
 
 def _compile(context: Context, source: Source, label: str) -> cl.Program:
+    info = context.info
     try:
-        handle = cl.Program(context.handle, source.text)
-        _build(handle, source)
+        handle = cl.Program(context.handle, restricted(source.text, info.limits.without))
+        _build(handle, source, info.features)
     except cl.Error as error:
         fault = "" if context.compiles else try_device(context.device)
         if fault:
-            raise DeviceError(message(context.info, fault)) from error
+            raise DeviceError(message(info, fault)) from error
         context.compiles = True
-        raise BuildError(f"{label} does not compile on {context.info.name}: {error}") from error
+        why = info.limits.because(*info.limits.without)
+        raise BuildError(f"{label} does not compile on {info.name}{why}: {error}") from error
     context.compiles = True
     return handle
 
 
-def _build(handle: cl.Program, source: Source) -> None:
+def _build(handle: cl.Program, source: Source, features: Iterable[str]) -> None:
     with warnings.catch_warnings():
         # Drivers chatter about successful builds; a failed one carries its log in the error.
         warnings.simplefilter("ignore")
-        handle.build(options=list(source.options), cache_dir=NO_CACHE)
+        handle.build(options=build_options(source.options, features), cache_dir=NO_CACHE)

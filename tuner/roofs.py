@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..cache.store import Store
 from ..kernels import SPECS
-from ..kernels.types import Workload
+from ..kernels.types import DeviceLimits, Workload
 from ..kernels.uses import Use
 from .tasks import Roof, Task
 
@@ -14,6 +15,14 @@ READ_FACT, FLOPS_FACT = "roof.read_bytes_per_s", "roof.flops_per_s"
 READ = Workload.of("roof_read", mb=256)
 FLOPS = Workload.of("roof_fma", mops=200)
 ROOF_USES = (Use(READ, "decode", 0, 0), Use(FLOPS, "decode", 0, 0))
+
+
+def fitted(use: Use, limits: DeviceLimits) -> Use:
+    """``use``, if it reads memory with no more than one allocation holds."""
+    most = max(limits.max_alloc >> 20, 1)
+    if use.workload.op != READ.op or use.workload.size("mb") <= most:
+        return use
+    return replace(use, workload=use.workload.replace(mb=1 << most.bit_length() - 1))
 
 
 def read_roof(store: Store, driver: str) -> Roof:
@@ -29,7 +38,7 @@ def write_roof(store: Store, driver: str, tasks: Sequence[Task]) -> Roof:
         if best is None:
             continue
         spec, workload = SPECS[task.workload.op], task.workload
-        if workload == READ:
+        if workload.op == READ.op:
             store.set_fact(READ_FACT, spec.bytes(workload) / best, driver=driver)
         else:
             store.set_fact(FLOPS_FACT, spec.flops(workload) / best, driver=driver)

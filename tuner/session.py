@@ -19,7 +19,7 @@ from ..runtime.device import DeviceInfo
 from .levels import Level
 from .process import Worker
 from .record import Record
-from .roofs import ROOF_USES, read_roof, write_roof
+from .roofs import ROOF_USES, fitted, read_roof, write_roof
 from .search import Search
 from .tasks import Task, groups_of
 from .warm import WarmStarts
@@ -108,7 +108,8 @@ class TuningRun:
         self.result = TuneResult()
         self._start = time.monotonic()
         self.tasks = [self._task(use, force) for use in uses]
-        self.roof_tasks = [] if self.roof.flops_per_s else [self._task(u, force) for u in ROOF_USES]
+        roof_uses = [] if self.roof.flops_per_s else [fitted(use, info) for use in ROOF_USES]
+        self.roof_tasks = [self._task(use, force) for use in roof_uses]
         self.groups = groups_of([*self.tasks, *self._companions(others)])
         self._group = {task.workload: group for group in self.groups for task in group.tasks}
 

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 from ..errors import ClkilnError, DeviceError
 from ..kernels.types import Config, Workload
 from ..runtime.context import Context
-from ..runtime.device import Device, list_devices
+from ..runtime.device import Device
+from ..runtime.pretend import find_device
 from .trial import Bench, Outcome
 from .wire import receive, send
 
@@ -48,10 +49,11 @@ def _serve(bench: Bench, task: dict[str, Any]) -> Outcome:
 
 
 def _device(driver_key: str) -> Device:
-    for device in list_devices():
-        if device.info.driver_key == driver_key:
-            return device
-    raise DeviceError("the device to tune is not there any more")
+    """The device with this key, under the limits that are a part of it."""
+    device = find_device(driver_key)
+    if device is None:
+        raise DeviceError("the device to tune is not there any more")
+    return device
 
 
 def _private_stdout() -> BinaryIO:

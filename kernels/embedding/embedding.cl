@@ -10,7 +10,7 @@
 // Byte i of an image of bytes.
 static inline uint byte_at(__read_only image2d_t p, const size_t i) {
   uint texel[4];
-  vstore4(read_imageui(p, TEXEL(i / 16)), 0, texel);
+  vstore4(READ_UI(p, TEXEL(i / 16)), 0, texel);
   return texel[i % 16 / 4] >> (8 * (i % 4)) & 255;
 }
 #else
@@ -28,7 +28,7 @@ static inline float weight_at(WEIGHT_ARGS(w), const size_t row, const int k) {
 #endif
 #elif defined(IMAGE)
   float texel[4];
-  vstore4(read_imagef(w_q, TEXEL(at / 4)), 0, texel);
+  vstore4(READ_F(w_q, TEXEL(at / 4)), 0, texel);
   return texel[at % 4];
 #elif FLOATS == 16
   return vload_half(at, w_q);

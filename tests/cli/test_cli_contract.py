@@ -227,8 +227,7 @@ def test_unknown_and_ambiguous_devices(
     call: Call, model: Path, monkeypatch: pytest.MonkeyPatch, command: str, through: str
 ) -> None:
     devices = clk_devices.numbered({"name": "Acme 1000"}, {"name": "Acme 2000"})
-    for module in ("runtime.device", "inference.devices"):
-        monkeypatch.setattr(f"clkiln.{module}.list_devices", lambda: devices)
+    monkeypatch.setattr("clkiln.runtime.device.list_devices", lambda: devices)
     words = [str(model) if word == "MODEL" else word for word in command.split()]
     for selector, problem in (
         ("teapot", "no device matches 'teapot'"),
@@ -245,8 +244,7 @@ def test_unknown_and_ambiguous_devices(
 
 @pytest.mark.parametrize("command", USES_DEVICE[:-3])
 def test_no_device(call: Call, model: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
-    for module in ("runtime.device", "inference.devices"):
-        monkeypatch.setattr(f"clkiln.{module}.list_devices", list)
+    monkeypatch.setattr("clkiln.runtime.device.list_devices", list)
     words = [str(model) if word == "MODEL" else word for word in command.split()]
     one_line(call(*words), "pip install")
 

@@ -28,6 +28,7 @@ from clkiln.runtime.device import (
 )
 from clkiln.runtime.faults import known_fault
 from clkiln.runtime.identity import IDENTITY_FIELDS
+from clkiln.runtime.limits import Limits, read_limits
 from clkiln.runtime.opencl import cl
 
 NAMES = st.text("abcx: 0123456789-()", min_size=1, max_size=12).map(str.strip).filter(bool)
@@ -57,6 +58,8 @@ def _other(value: Any) -> Any:
             return (*value, value[0])
         case frozenset():
             return value | {"other"}
+        case Limits():
+            return read_limits(["small"])
     raise AssertionError(value)
 
 
@@ -64,7 +67,7 @@ def _other(value: Any) -> Any:
 def test_driver_key_follows_identity_and_nothing_else(field: str) -> None:
     info = make_info()
     changed = dataclasses.replace(info, **{field: _other(getattr(info, field))})
-    assert (changed.driver_key != info.driver_key) == (field in IDENTITY_FIELDS)
+    assert (changed.driver_key != info.driver_key) == (field in (*IDENTITY_FIELDS, "limits"))
 
 
 def test_driver_key_is_stable_text() -> None:

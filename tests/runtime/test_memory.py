@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from clk_pocl import a_device
 from clkiln.errors import DeviceError, LaunchError, OutOfDeviceMemory
 from clkiln.runtime.context import Context
+from clkiln.runtime.device import Device
 from clkiln.runtime.memory import MemoryBudget, Tensor
 from clkiln.units import readable
 
@@ -245,9 +247,21 @@ def test_what_is_no_image_takes_no_memory(
 
 
 def test_what_the_driver_refuses_is_named_and_given_back(context: Context) -> None:
+    """By a driver that promised more than it gives."""
     width = context.info.image2d_max_width + 1
-    with pytest.raises(OutOfDeviceMemory, match=r"a wide image .* was refused by"):
-        context.empty((1, width, 4), "uint32", "image2d", what="a wide image")
+    promised = Device(replace(context.info, image2d_max_width=width), context.device.handle)
+    with (
+        Context(promised) as other,
+        pytest.raises(OutOfDeviceMemory, match=r"a wide image .* was refused by"),
+    ):
+        other.empty((1, width, 4), "uint32", "image2d", what="a wide image")
+    assert other.memory.used == 0
+
+
+def test_an_image_beyond_what_the_device_says_is_not_tried(context: Context) -> None:
+    height = context.info.image2d_max_height + 1
+    with pytest.raises(OutOfDeviceMemory, match=rf"a high image is an image of 1 x {height}; the"):
+        context.empty((height, 1, 4), "uint32", "image2d", what="a high image")
     assert context.memory.used == 0
 
 

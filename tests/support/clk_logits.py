@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,10 +68,11 @@ def errors(
     kind: str,
     prompts: tuple[int, ...] = PROMPTS,
     decoded: int = DECODED,
+    **options: Any,
 ) -> dict[str, float]:
     """Feed each prompt, decode behind the last one, and compare at every position."""
     want = reference(path, kv, prompts, decoded)
-    with clk_engine.engine(path, device, kv_dtype=kv, variant=[kind]) as engine:
+    with clk_engine.engine(path, device, kv_dtype=kv, variant=[kind], **options) as engine:
         return {
             where: clk_engine.relative_error(got, expected)
             for where, got, expected in run(engine, want)
