@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ import pytest
 
 from clk_docs import Reader, blocks, commands_on_path
 from clkiln.cli.app import COMMANDS, app
+from clkiln.runtime.features import FEATURES
+from clkiln.runtime.limits import FIGURES, PROFILES, WITHOUT, Limits
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = pytest.mark.long
 #: Pages whose commands need nothing but a model, in the order in which people read them.
-PAGES = ("README.md", "docs/getting-started.md", "docs/cache.md", "docs/tuning-guide.md")
+PAGES = ("README.md", "docs/getting-started.md", "docs/cache.md", "docs/limits.md",
+         "docs/tuning-guide.md")  # fmt: skip
 
 
 def test_a_kernel_is_added_as_the_page_says(tmp_path: Path) -> None:
@@ -94,6 +98,18 @@ def test_commands_do_what_the_page_says(page: str, reader: Reader) -> None:
     assert found
     for block in found:
         reader.follow(block)
+
+
+def test_the_table_of_limits_is_what_there_is() -> None:
+    """Every profile has its row, and the file on the page is one, with every field."""
+    text = (ROOT / "docs/limits.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE)
+    assert re.findall(r"`([^`]+)`", " ".join(rows)) == [*PROFILES]
+    [example] = re.findall(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert json.loads(example).keys() == {*FIGURES, WITHOUT}
+    assert Limits.of(json.loads(example), "the page")
+    [features] = re.findall(r"Features are\n(.*?);", text, re.DOTALL)
+    assert re.findall(r"`(\w+)`", features) == [*FEATURES]
 
 
 def test_every_page_is_followed() -> None:

@@ -7,17 +7,20 @@ from itertools import product
 import numpy as np
 import pytest
 
+import clk_devices
 from clk_cases import TINY
 from clk_run import Limits, Runner
 from clkiln.kernels import SPECS
-from clkiln.kernels.types import Workload
+from clkiln.kernels.types import DeviceLimits, Workload
 from clkiln.kernels.variants import kinds_of
+from clkiln.runtime.limits import PROFILES, read_limits
 from clkiln.runtime.opencl import cl
+from clkiln.runtime.pretend import limited_info
 
 LEAST = Limits()
 IMAGES = frozenset({"images", "image_buffers"})
 TEXELS = 1 << 27
-DEVICES = {
+DEVICES: dict[str, DeviceLimits] = {
     "least": LEAST,
     "least cpu": Limits("cpu"),
     "one item": Limits("gpu", 8, 48 << 10),
@@ -34,6 +37,12 @@ DEVICES = {
     "gpu": Limits(
         "gpu", 132, 48 << 10, 1024, (1024, 1024, 64), 8 << 30, 32768, 32768, IMAGES, TEXELS
     ),
+}
+#: A GPU with everything, under each limit profile.
+DEVICES |= {
+    f"gpu {name}": limited_info(clk_devices.make_info(features=IMAGES | {"fp16", "cl12"}), limits)
+    for name in PROFILES
+    for limits in (read_limits([name]),)
 }
 MODEL = {"heads": 9, "kv_heads": 3, "head_dim": 64, "kv": "f16", "ctx": 2048}
 REAL = (
