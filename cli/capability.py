@@ -137,7 +137,7 @@ def _mark(cells: Iterable[Cell], column: str) -> str:
 
 def _row(operation: str, variant: str, marks: Iterable[str], space: str, feasible: str) -> str:
     cells = "".join(f"{mark:>6}" for mark in marks)
-    return f"{operation:<18}{variant:<8}{cells}{space:>8}{feasible:>10}"
+    return f"{operation:<18}{variant:<11}{cells}{space:>8}{feasible:>10}"
 
 
 def _dtypes(cells: Iterable[Cell], of: Sequence[Cell]) -> str:

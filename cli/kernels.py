@@ -115,20 +115,20 @@ def _feasible(found: tuple[VariantSurvey, ...]) -> int | None:
 
 
 def _print_table(surveys: Surveys, cells: Sequence[Cell], info: DeviceInfo | None) -> None:
-    from ..kernels.survey import EXAMPLE_MODEL
+    from ..kernels import SPECS
     from . import capability
 
     if info:
         capability.print_table(surveys, cells)
     else:
-        click.echo(_row("operation", "variants", "parameters", "space"))
+        click.echo(_row("operation", "variant", "parameters", "space"))
         for workload, found in surveys.items():
-            variants = ",".join(each.variant.name for each in found)
-            names = dict.fromkeys(name for each in found for name in each.parameters)
-            space = f"{sum(each.configurations for each in found):,}"
-            click.echo(_row(workload.op, variants, " ".join(names), space))
+            for place, each in enumerate(found):
+                name, space = workload.op if place == 0 else "", f"{each.configurations:,}"
+                click.echo(_row(name, each.variant.name, " ".join(each.parameters), space))
         click.echo()
-    wrapped("", f"Counted for workloads of {EXAMPLE_MODEL}; clkiln kernels NAME says which.")
+    models = " and of ".join(dict.fromkeys(SPECS[each.op].example_model for each in surveys))
+    wrapped("", f"Counted for workloads of {models}; clkiln kernels NAME says which.")
     if info:
         wrapped("", f"Feasible on {_called(info)}.")
     if any(cell.config is None for cell in cells):
@@ -141,8 +141,8 @@ def _called(info: DeviceInfo) -> str:
     return f"{info.name}, limited: {limits}" if limits else info.name
 
 
-def _row(operation: str, variants: str, parameters: str, space: str) -> str:
-    return f"{operation:<18}{variants:<19}{parameters:<25}{space:>7}"
+def _row(operation: str, variant: str, parameters: str, space: str) -> str:
+    return f"{operation:<18}{variant:<12}{parameters:<32}{space:>8}"
 
 
 def _print_details(
@@ -152,7 +152,7 @@ def _print_details(
     info: DeviceInfo | None,
 ) -> None:
     from ..kernels import SPECS
-    from ..kernels.survey import EXAMPLE_MODEL, description, summary
+    from ..kernels.survey import description, summary
 
     spec = SPECS[workload.op]
     wrapped("", f"{workload.op}: {summary(spec)}")
@@ -160,7 +160,7 @@ def _print_details(
         click.echo()
         wrapped("  ", paragraph)
     click.echo()
-    of = f" ({EXAMPLE_MODEL})" if str(workload) == spec.example else ""
+    of = f" ({spec.example_model})" if str(workload) == spec.example else ""
     wrapped("workload  ", f"{workload}{of}")
     if info:
         wrapped("device    ", _called(info))

@@ -15,9 +15,6 @@ from . import SPECS
 from .coding import DTYPES, coding_of
 from .types import DeviceLimits, KernelSpec, Value, Variant, Workload
 
-#: Whose workloads the specs' examples are.
-EXAMPLE_MODEL = "SmolLM2-135M, Q4_1"
-
 _NUMBER = re.compile(r"\b\d+\b")
 
 

@@ -214,8 +214,9 @@ class KernelSpec(ABC):
     op: ClassVar[str]
     #: File below ``kernels/`` that holds the variants.
     file: ClassVar[str]
-    #: A typical workload, canonical; those of a model's operations are SmolLM2-135M's (Q4_1).
+    #: A typical workload, canonical, and the model that it is of.
     example: ClassVar[str]
+    example_model: ClassVar[str] = "SmolLM2-135M, Q4_1"
     #: Raise it when the meaning of a parameter changes while the source stays the same.
     version: ClassVar[int] = 1
     variants: ClassVar[tuple[Variant, ...]] = (Variant("buffer", "buffer"),)
