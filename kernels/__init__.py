@@ -17,13 +17,16 @@ OPERATIONS = MappingProxyType(
         "attention_decode": "AttentionDecodeSpec",
         "attention_prefill": "AttentionPrefillSpec",
         "embedding": "EmbeddingSpec",
+        "gelu": "GeluSpec",
         "gemm": "GemmSpec",
         "gemv": "GemvSpec",
+        "layernorm": "LayernormSpec",
         "rmsnorm": "RmsnormSpec",
         "roof_fma": "RoofFmaSpec",
         "roof_read": "RoofReadSpec",
         "rope": "RopeSpec",
         "softmax": "SoftmaxSpec",
+        "transpose": "TransposeSpec",
     }
 )
 

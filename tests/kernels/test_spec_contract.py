@@ -52,12 +52,18 @@ REAL = (
     Workload.of("attention_decode", **{**MODEL, "heads": 14, "kv_heads": 2, "head_dim": 128}),
     Workload.of("attention_prefill", m=256, **MODEL),
     Workload.of("attention_prefill", m=512, **{**MODEL, "head_dim": 256, "kv": "f32"}),
+    Workload.parse("gelu bias=yes d=3072 form=erf m=197"),
+    Workload.parse("gelu bias=no d=768 form=tanh m=1"),
+    Workload.parse("layernorm bias=yes d=768 eps=1e-06 m=197"),
     Workload.of("rmsnorm", d=576, m=1, eps="1e-05"),
     Workload.of("roof_fma", mops=1024),
     Workload.of("roof_read", mb=64),
     Workload.of("rope", m=256, rope_dim=64, style="half", **MODEL),
     Workload.of("rope", m=256, rope_dim=64, style="half", norm="yes", eps="1e-06", **MODEL),
     Workload.of("softmax", n=49152, m=1),
+    Workload.parse("transpose a=1 b=197 c=12 d=64 dtype=f32 perm=acbd"),
+    Workload.parse("transpose a=1 b=3 c=224 d=224 dtype=f32 perm=acdb"),
+    Workload.parse("transpose a=1 b=12 c=197 d=64 dtype=f16 perm=abdc"),
 )
 SMALL = [Workload.parse(text) for texts in TINY.values() for text in texts]
 WORKLOADS = [*REAL, *SMALL]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from clk_run import Limits
 from clkiln.kernels.types import Config, DeviceLimits, KernelSpec, Workload
@@ -34,6 +35,7 @@ TINY: dict[str, tuple[str, ...]] = {
             for dtype in ("f32", "f16", "bf16", "q4_1", "q5_0", "mix8mg16f")
         ),
     ),
+    "gelu": ("gelu bias=yes d=67 form=erf m=2", "gelu bias=no d=40 form=tanh m=2"),
     "gemm": (
         "gemm bias=no fuse=none k=64 m=5 n=19 w=f32",
         "gemm bias=yes fuse=none k=64 m=5 n=19 w=f16",
@@ -67,6 +69,7 @@ TINY: dict[str, tuple[str, ...]] = {
         " rope_dim=8 w=q4_0",
         "gemv bias=yes fuse=qkv head_dim=6 heads=3 k=64 kv=f16 kv_heads=1 n=30 rope_dim=6 w=q8_0",
     ),
+    "layernorm": ("layernorm bias=no d=67 eps=1e-05 m=2", "layernorm bias=yes d=40 eps=1e-05 m=3"),
     "rmsnorm": ("rmsnorm d=67 eps=1e-05 m=3", "rmsnorm d=44 eps=1e-05 m=2"),
     "roof_fma": ("roof_fma mops=1",),
     "roof_read": ("roof_read mb=1",),
@@ -79,6 +82,11 @@ TINY: dict[str, tuple[str, ...]] = {
         " style=interleaved",
     ),
     "softmax": ("softmax m=2 n=67", "softmax m=2 n=44"),
+    "transpose": (
+        "transpose a=2 b=3 c=8 d=20 dtype=f32 perm=acdb",
+        "transpose a=3 b=2 c=7 d=20 dtype=f16 perm=cbad",
+        "transpose a=3 b=5 c=7 d=11 dtype=f16 perm=dbca",
+    ),
 }
 
 
@@ -116,3 +124,8 @@ def small_tiles(
         if config not in here and spec.local_memory(workload, config) <= 8 << 10
     ]
     return [more[0], more[rng.integers(len(more))]] if more else []
+
+
+def seeds(few: int, many: int) -> list[object]:
+    """Seeds of a test: ``few`` by default, the others up to ``many`` among the long tests."""
+    return [*range(few), *(pytest.param(n, marks=pytest.mark.long) for n in range(few, many))]

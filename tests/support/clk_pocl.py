@@ -42,6 +42,14 @@ def find_pocl(source: str) -> Device:
     pytest.skip(f"no PoCL from {source} that compiles here")
 
 
+def find_intel() -> Device:
+    """Intel's runtime for CPUs; skips the test where it is not there."""
+    for device in working():
+        if "Intel" in device.info.platform:
+            return device
+    pytest.skip("no OpenCL from Intel here")
+
+
 def _place(device: Device) -> tuple[int, int]:
     version, index = device.info.platform_version, device.info.index
     if "PoCL" in version:

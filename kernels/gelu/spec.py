@@ -1,0 +1,124 @@
+"""Gaussian error linear unit: y = x * Phi(x), exact or by tanh, with a bias if there is one.
+
+Hendrycks and Gimpel, "Gaussian Error Linear Units (GELUs)" (2016).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
+from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, vector_widths
+from ..types import (
+    Argument,
+    Array,
+    Config,
+    DeviceLimits,
+    Geometry,
+    KernelSpec,
+    Value,
+    Variant,
+    Workload,
+)
+
+#: By the tag ``form``: the macro of ``activation.clh``.
+_FORMS = {"erf": "GELU_ERF", "tanh": "GELU_TANH"}
+
+
+class GeluSpec(KernelSpec):
+    """Workload: sizes ``d`` (row length) and ``m`` (rows); tags ``form`` and ``bias``.
+
+    ``form`` is ``erf`` for ``x/2 (1 + erf(x / sqrt 2))`` or ``tanh`` for its approximation
+    ``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``: a model means one of them. With ``bias`` a
+    row of ``d`` is added to ``x`` first.
+
+    Parameters: ``LX`` work-items to a group along the row, ``V`` vector width, ``U`` vectors to a
+    work-item. The variant ``image`` reads ``x`` and the bias as RGBA texels.
+    """
+
+    variants = BUFFER_AND_TEXELS
+
+    op = "gelu"
+    file = "gelu/gelu.cl"
+    example = "gelu bias=yes d=3072 form=erf m=197"
+    example_model = "ViT-B/16"
+
+    def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
+        return {
+            "LX": LOCAL_SIZES,
+            "V": vector_widths(variant, workload.size("d")),
+            "U": (1, 2, 4, 8, 16),
+        }
+
+    def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
+        vectors = -(-workload.size("d") // config["V"])
+        return too_many_items(config["LX"] * config["U"], vectors)
+
+    def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
+        width = safe_width(limits, WIDTHS)
+        vectors = -(-workload.size("d") // width)
+        items = safe_items(limits, min(64, vectors))
+        unroll = 16 if limits.type == "cpu" and vectors > 8 else 1
+        return Config.of("buffer", LX=items, V=width, U=unroll)
+
+    def kernel(self, workload: Workload, config: Config) -> str:
+        return "gelu"
+
+    def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
+        own: dict[str, Value] = {name: config[name] for name in ("LX", "V", "U")}
+        own |= {"D": workload.size("d"), "GELU": _FORMS[workload.tag("form")]}
+        if workload.tag("bias") == "yes":
+            own["BIAS"] = 1
+        return own | texel_defines(config)
+
+    def geometry(self, workload: Workload, config: Config) -> Geometry:
+        pieces = -(-workload.size("d") // (config["V"] * config["U"]))
+        return Geometry.cover((pieces, workload.size("m")), (config["LX"], 1))
+
+    def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
+        d, m = workload.size("d"), workload.size("m")
+        seen = input_memory(config)
+        x = Argument("x", "input", "float32", (m, d), seen)
+        y = Argument("y", "output", "float32", (m, d))
+        if workload.tag("bias") != "yes":
+            return x, y
+        return x, Argument("bias", "input", "float32", (d,), seen), y
+
+    def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
+        """Wide enough that both tails, where one form is zero or ``x`` itself, occur."""
+        d, m = workload.size("d"), workload.size("m")
+        inputs = {"x": rng.normal(0, 3, (m, d)).astype(np.float32)}
+        if workload.tag("bias") == "yes":
+            inputs["bias"] = rng.standard_normal(d, dtype=np.float32)
+        return inputs
+
+    def reference(self, workload: Workload, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        x = inputs["x"].astype(np.float64) + inputs.get("bias", 0.0)
+        return {"y": gelu(x, workload.tag("form"))}
+
+    def tolerance(self, workload: Workload) -> float:
+        return 2e-6
+
+    def flops(self, workload: Workload) -> int:
+        return 8 * workload.size("d") * workload.size("m")
+
+    def bytes(self, workload: Workload) -> int:
+        d, m = workload.size("d"), workload.size("m")
+        return 4 * d * (2 * m + (workload.tag("bias") == "yes"))
+
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def gelu(x: Array, form: str) -> Array:
+    """Element by element in float64; ``form`` as of :class:`GeluSpec`."""
+    x = np.asarray(x, np.float64)
+    if form == "erf":
+        inner = np.asarray(_erf(x / math.sqrt(2)), np.float64)
+    else:
+        inner = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return np.asarray(0.5 * x * (1 + inner))
