@@ -29,6 +29,7 @@ from .cache.rows import RunRow
 from .cache.store import Store
 from .errors import ClkilnError, UsageError
 from .harness.rules import read_rules
+from .inference.abilities import Abilities
 from .inference.catalog import resolve
 from .inference.choose import together
 from .inference.devices import choose_device, note_speed
@@ -133,8 +134,9 @@ def tune(
 
     Raises :class:`~clkiln.errors.UsageError` for arguments that mean nothing,
     :class:`~clkiln.errors.ModelError` and its kin for the model's file,
-    :class:`~clkiln.errors.DeviceError`, :class:`~clkiln.errors.CacheError` for a cache file that
-    can't be written, :class:`~clkiln.errors.TuningError` where no trial can be made at all.
+    :class:`~clkiln.errors.DeviceError`, :class:`~clkiln.errors.UnsupportedOperation` for a model
+    that the device can't run, :class:`~clkiln.errors.CacheError` for a cache file that can't be
+    written, :class:`~clkiln.errors.TuningError` where no trial can be made at all.
     """
     with TuningJob(
         model, device, cache, level=level, budget=budget, kernels=kernels, variant=variant,
@@ -180,6 +182,8 @@ class TuningJob:
         digest = "" if self.model is None else self.model.config.digest
         #: The device, and why it was chosen, as a phrase.
         self.device, self.why = choose_device(device, digest, self._warn, limits)
+        info = self.device.info
+        self._abilities = Abilities(info, self.variants, info.name)
         #: All of the workloads, and those of them that are wanted.
         self.uses = self._standard(kernels) if self.model is None else self._uses(self.model)
         self.wanted = self.uses if self.model is None else _only(self.uses, kernels)
@@ -187,7 +191,9 @@ class TuningJob:
         if lacking:
             kind = self.variants.default
             self._warn(f"no {kind} variant, tuned as they are: {', '.join(lacking)}")
-        info = self.device.info
+        unmet = self._abilities.unmet(use.workload for use in self.wanted)
+        if unmet:
+            self._warn(f"not as asked: {'; '.join(unmet)}")
         self.cache = Path(cache) if cache else cache_file(info.name, info.platform)
 
     # -- what is to be done ------------------------------------------------------------------------
@@ -206,8 +212,14 @@ class TuningJob:
         return found
 
     def _uses(self, model: Model) -> list[Use]:
+        """A model's workloads, but for contexts that the device can't run: an engine ends before.
+
+        Raises :class:`~clkiln.errors.UnsupportedOperation` where it can't run the model at all.
+        """
         graph = Graph(model.config, model.weights, DEFAULT_KV, self.device.info)
-        return uses(graph, model.config.context_length)
+        found = uses(graph, model.config.context_length)
+        able = self._abilities.able(use.workload for use in found)
+        return [use for use in found if use.workload in able]
 
     @cached_property
     def store(self) -> Store:

@@ -16,7 +16,7 @@ from ..kernels.feasible import Infeasible
 from ..kernels.survey import group_reasons
 from ..kernels.types import Config, DeviceLimits, Workload
 from ..kernels.variants import VariantRequest
-from .buckets import context_bucket
+from .buckets import CHUNK, context_bucket
 
 NOTHING_NEAR = "nothing near it runs here: try a smaller model or another --device"
 
@@ -61,6 +61,19 @@ class Abilities:
             if isinstance(found, Infeasible):
                 missing.append(Missing(workload, kind, found.reason))
         return missing
+
+    def able(self, workloads: Iterable[Workload]) -> set[Workload]:
+        """Those of a model's ``workloads`` that can run.
+
+        Raises :class:`~clkiln.errors.UnsupportedOperation` for what no context is too short for;
+        an engine ends before a context that can't run.
+        """
+        every = set(workloads)
+        missing = self.missing(every)
+        needed = [each for each in missing if not _of_long_context(each.workload)]
+        if needed:
+            raise self.refusal(sorted(needed, key=lambda each: str(each.workload)))
+        return every - {each.workload for each in missing}
 
     def unmet(self, workloads: Iterable[Workload]) -> list[str]:
         """Where the kind that was asked of all can't run, a line for each operation."""
@@ -166,6 +179,11 @@ def _option(other: Alternative, workload: Workload, coding: str | None) -> str |
     if _floats(workload):
         return f"--quantize {coding}" if coding else None
     return f"weights in {dtype}"
+
+
+def _of_long_context(workload: Workload) -> bool:
+    ctx = dict(workload.items).get("ctx", 0)
+    return isinstance(ctx, int) and ctx > context_bucket(CHUNK)
 
 
 def _floats(workload: Workload) -> bool:

@@ -146,3 +146,21 @@ def test_a_preview_opens_no_cache_file(tmp_path: Path) -> None:
         assert preview["estimated_s"] == 7
         assert len(preview["workloads"]) == len(job.wanted)
     assert not cache.exists()
+
+
+def test_contexts_that_a_device_cannot_run_are_not_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine ends before them, and the rest of the model can be tuned."""
+    model = clk_engine.variation(tmp_path / "long.gguf", context=4096)
+    device = clk_engine.a_device()
+    # A cache row takes 128 bytes, and no other tensor is as large.
+    small = replace(device, info=replace(device.info, max_alloc=170_000))
+    contexts: dict[bool, set[object]] = {}
+    for limited in (False, True):
+        chosen = small if limited else device
+        monkeypatch.setattr("clkiln.api.choose_device", lambda *_, chosen=chosen: (chosen, ""))
+        with TuningJob(model, cache=tmp_path / "cache.sqlite") as job:
+            contexts[limited] = {dict(use.workload.items).get("ctx") for use in job.wanted}
+    assert contexts[False] - contexts[True] == {2048}
+    assert 512 in contexts[True]

@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,27 @@ def test_a_forced_kind_is_taken_by_every_operation(run: Call, answer: Any) -> No
     assert data["text"] == answer.text
     assert "not as asked" not in result.err
     assert all('"variant":"image' in line for line in data["fallbacks"])
+
+
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_what_a_device_cannot_run_is_listed(
+    call: Call, model: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    device = clk_engine.a_device()
+    small = replace(device, info=replace(device.info, max_alloc=2000))
+    for place in ("inference.engine", "api"):
+        monkeypatch.setattr(f"clkiln.{place}.choose_device", lambda *options: (small, "a test"))
+    words = [QUESTION] if command == "run" else ["--budget", "1s"]
+    result = call(command, model, *words)
+    assert (result.code, result.out) == (1, "")
+    first, *lines = result.err.splitlines()
+    assert first.startswith(f"error: {device.info.name} can't run ") and first.endswith(":")
+    assert all(line.startswith("  ") and len(line) <= 80 for line in lines)
+    said = " ".join(" ".join(lines).split())
+    for op in ("argmax", "gemm", "attention_prefill"):
+        assert op in first
+        assert f"{op} " in said
+    assert "> 2000 bytes (largest allocation)" in said
 
 
 @pytest.mark.parametrize("budget", ["1K", "100K"])

@@ -250,6 +250,24 @@ def test_a_device_that_cannot_is_told_all_that_it_cannot() -> None:
     assert "3000 bytes" in message
 
 
+def test_nothing_is_verified_where_something_is_missing() -> None:
+    """To verify is to allocate: whatever can't run is said before."""
+    steps = [*graph("llama2/q4_0").body(1, 512)]
+    workload = next(s.workload for s in steps if s.workload.op == "gemv")
+    small = Limits("cpu", 2, 1 << 20, 4096, (4096,) * 3, max_alloc=200_000)
+    config = SPECS["gemv"].safe(workload, small)
+    with memory_store() as store:
+        store.set_best(best(workload, config, "another"))
+        planning = planner(store, small)
+
+        def verified(choice: object) -> None:
+            raise AssertionError(f"{choice} was verified")
+
+        planning.verifier = SimpleNamespace(problem=verified)  # type: ignore[assignment]
+        with pytest.raises(UnsupportedOperation, match="run attention_decode of"):
+            planning.resolve(steps)
+
+
 # -- launches --------------------------------------------------------------------------------------
 
 
