@@ -165,6 +165,20 @@ def test_the_driver_used_last_is_the_current_one() -> None:
     ]
 
 
+def test_a_limited_device_is_current_beside_the_whole_one() -> None:
+    """It comes last, however late it was used, and makes no earlier driver of the device."""
+    limited = f"{DRIVER}+local_memory=32768"
+    keys = (OLD_DRIVER, DRIVER, f"{OLD_DRIVER}+local_memory=32768", limited)
+    rows = tuple(DriverRow(key, {}, f"2026-0{month}-01") for month, key in enumerate(keys, 1))
+    found = build(_contents(drivers=rows)).drivers
+    assert [(driver.driver, driver.current, driver.limits) for driver in found] == [
+        (DRIVER, True, ""),
+        (OLD_DRIVER, False, ""),
+        (limited, True, "local_memory=32768"),
+        (keys[2], False, "local_memory=32768"),
+    ]
+
+
 def test_results_of_another_kernel_version_are_marked_and_come_last(path: Path) -> None:
     workload = str(next(iter(WORKLOADS)))
     with Store.open(path) as store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def test_a_replaced_driver_and_one_that_is_away(path: Path) -> None:
         health = examine(path, others)
         assert not health.obsolete and not health.damaged
         assert "is not there now" in findings(health, False)
+
+
+def test_what_was_run_under_limits_is_of_the_device_that_is_there(
+    path: Path, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copyfile(path, tmp_path / "limited.sqlite"))
+    with clk_engine.engine(cache=cache, limits=["local-32k"]) as engine:
+        clk_engine.warm(engine, 2)
+        key = engine.device.driver_key
+    health = examine(cache, present())
+    assert key in {row.driver for row in health.contents.drivers}
+    assert key in {row.driver for row in health.contents.binaries}
+    assert not health.damaged and not health.obsolete, health.findings
+    assert findings(health, False) == ""
 
 
 def test_a_kernel_that_changed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
