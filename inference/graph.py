@@ -16,9 +16,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from ..kernels.attention import KV_DTYPES
 from ..kernels.split import pieces
 from ..kernels.types import DeviceLimits, Workload
 from ..kernels.uses import Phase, Use, layout_groups
@@ -103,15 +100,8 @@ class Graph:
             own = {"w": piece_name(name, start, stop), "piece": f"piece {start}"}
             yield Step(step.workload.replace(n=stop - start, of=n), {**step.tensors, **own})
 
-    def _positions(self, ctx: int) -> int:
-        """A context bucket, or what of it the device can hold of one layer's keys."""
-        if self.limits is None:
-            return ctx
-        row = self.config.kv_dim * np.dtype(KV_DTYPES[self.kv]).itemsize
-        return min(ctx, max(1, self.limits.max_alloc // row))
-
     def _body(self, m: int, ctx: int) -> Iterator[Step]:
-        c, ctx = self.config, self._positions(max(ctx, context_bucket(m)))
+        c, ctx = self.config, max(ctx, context_bucket(m))
         embedding = Workload.of(
             "embedding", n=c.vocab, k=c.hidden, m=m, w=self.weights.dtype("token_embd")
         )
@@ -194,8 +184,7 @@ class Graph:
 
     def _rope(self, layer: str, m: int, caches: Mapping[str, str]) -> Step:
         c = self.config
-        ctx = self._positions(context_bucket(m))
-        items: dict[str, int | str] = {"m": m, "ctx": ctx, "kv": self.kv}
+        items: dict[str, int | str] = {"m": m, "ctx": context_bucket(m), "kv": self.kv}
         items |= {"heads": c.n_heads, "kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
         items |= {"rope_dim": c.rope.dim, "style": c.rope_style}
         tensors = {**caches, "table": "rope_table", "qkv": "qkv"}

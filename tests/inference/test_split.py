@@ -22,7 +22,7 @@ from clk_run import Limits
 from clk_tuning import with_roofs
 from clkiln.api import TuningJob
 from clkiln.cache.store import Store
-from clkiln.errors import OutOfDeviceMemory, UnsupportedOperation
+from clkiln.errors import ContextLengthError, OutOfDeviceMemory, UnsupportedOperation
 from clkiln.inference.config import ModelConfig
 from clkiln.inference.gguf import GGUFFile
 from clkiln.inference.graph import MATRIX_OPS, Graph, Step, uses
@@ -199,6 +199,39 @@ def test_a_long_prompt(name: str, source: str, kind: str) -> None:
     check(model(name), narrow(find_pocl(source), **ROW), kind, (1, 7, 300), 8)
 
 
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of Qwen1.5-0.5B's shape; its embedding, which is its head, takes 311 MB."""
+    return write_model(
+        tmp_path_factory.mktemp("qwen") / "qwen.gguf",
+        architecture="qwen2", dtype=clk_engine.mixture("q4_0", token_embd="f16"),
+        layers=2, hidden=1024, intermediate=2816, heads=16, kv_heads=16, head_dim=64, vocab=151936,
+        context=32768, rope_theta=1e6, metadata={"qwen2.attention.layer_norm_rms_epsilon": 1e-6},
+    )  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("kind", "count"), [("buffer", 3), ("image", 5)])
+def test_a_large_vocabulary(qwen: Path, kind: str, count: int) -> None:
+    """On a device with the largest allocation that OpenCL promises, and images of 4096 pixels."""
+    limits: dict[str, Any] = {"max_alloc": 128 << 20}
+    if kind == "image":
+        limits |= {"image2d_max_width": 4096, "image2d_max_height": 4096}
+    want = clk_logits.reference(qwen, "f32", (1, 40), 4)
+    device = narrow(a_device(), **limits)
+    with clk_engine.engine(qwen, device, kv_dtype="f32", variant=[kind]) as engine:
+        steps = [*engine.runner.graph.body(1, 128), *engine.runner.graph.head()]
+        assert sum("of" in dict(s.workload.items) for s in steps) == 2 * count
+        found = {
+            where: clk_engine.relative_error(got, expected)
+            for where, got, expected in clk_logits.run(engine, want)
+        }
+        largest = max(t.nbytes for t in engine.runner.planner.resident._parts.values())
+        assert 50 << 20 < largest <= 128 << 20
+    clk_logits.check(found, EXPECTED["f32"])
+
+
 def test_not_even_a_few_rows_fit() -> None:
     """It is not split to no avail: what does not fit is named, with both figures."""
     device = narrow(a_device(), max_alloc=3000)
@@ -239,7 +272,7 @@ def test_a_split_model_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_cache_as_large_as_an_allocation() -> None:
-    """768 positions of a layer's keys and no more: said with the reason, and all of them work."""
+    """The context is 768 positions of a layer's keys and no more, and all of them work."""
     shape = {"context": 4096, "layers": 1, "kv_heads": 6}
     path = clk_engine.variation(clk_engine.small_model().parent / "alloc.gguf", **shape)
     device = narrow(a_device(), max_alloc=768 * 6 * 16 * 4)
@@ -247,13 +280,24 @@ def test_a_cache_as_large_as_an_allocation() -> None:
     expected = Decoder64(path).extend(prompt)
     with clk_engine.engine(path, device) as engine:
         runner = engine.runner
-        with pytest.raises(OutOfDeviceMemory) as caught:
+        assert runner.limit == 768
+        with pytest.raises(ContextLengthError):
             runner.feed([5] * 769)
-        assert re.search(
-            r"KV cache of 769 positions .*: 768 do \(its largest allocation is 288 KiB, and "
-            r"blk\.0\.k_cache of 769 takes 288 KiB: a shorter text or --kv-dtype f16 may fit\)",
-            str(caught.value),
-        )
-        assert runner.capacity == BLOCK
         runner.feed(prompt)
         assert clk_engine.relative_error(runner.logits(), expected) < EXPECTED["f32"]
+
+
+def test_why_a_cache_does_not_fit_is_said() -> None:
+    with clk_engine.engine() as engine:
+        memory = engine.runner.context.memory
+        memory.largest = 700 * 2 * 16 * 4
+        with pytest.raises(OutOfDeviceMemory) as caught:
+            engine.runner.feed([5] * 900)
+        assert re.search(
+            r"KV cache of 900 positions .*: 700 do \(its largest allocation is 87\.5 KiB, and "
+            r"blk\.0\.k_cache of 701 takes 87\.6 KiB: a shorter text or --kv-dtype f16 may fit\)",
+            str(caught.value),
+        )
+        memory.limit = memory.used
+        with pytest.raises(OutOfDeviceMemory, match=rf": {BLOCK} do \(.* are in use: a shorter"):
+            engine.runner.feed([5] * 900)
