@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -21,16 +19,6 @@ SECONDS = {"few": 300, "many": 3600, "mutants": 3600}
 #: Barriers that nothing would miss in a kernel, by operation, and why they are there all the same.
 ONLY_ONE = "the kernel's only reduction: nobody reads the scratch of one before it"
 NOT_NEEDED = {("gemv", "reduce.clh 1"): ONLY_ONE, ("rmsnorm", "reduce.clh 1"): ONLY_ONE}
-
-
-def find_driver() -> Path | None:
-    """The OpenCL driver in Oclgrind's package, beside its program."""
-    program = shutil.which("oclgrind")
-    if program is None:
-        return None
-    prefix = Path(program).resolve().parents[1]
-    patterns = ("lib*/oclgrind/liboclgrind-rt-icd.so", "lib*/*/oclgrind/liboclgrind-rt-icd.so")
-    return next((path for pattern in patterns for path in sorted(prefix.glob(pattern))), None)
 
 
 def run_cases(environment: dict[str, str], which: str, kind: str) -> dict[str, str]:
@@ -58,16 +46,9 @@ def run_cases(environment: dict[str, str], which: str, kind: str) -> dict[str, s
 @pytest.fixture(scope="module")
 def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """What the simulator runs in, by kind of variant."""
-    driver = find_driver()
-    if driver is None:
+    if clk_oclgrind.find_driver() is None:
         pytest.skip("needs Oclgrind (Debian package oclgrind)")
-    vendors = tmp_path_factory.mktemp("vendors")
-    (vendors / "oclgrind.icd").write_text(f"{driver}\n")
-    environment = os.environ | {
-        "OCL_ICD_VENDORS": str(vendors),
-        "OCLGRIND_DATA_RACES": "1",
-        "OCLGRIND_MAX_ERRORS": "100000",  # past this number it is silent
-    }
+    environment = clk_oclgrind.simulator(os.environ, tmp_path_factory.mktemp("vendors"))
     # It takes what an image is created with for uninitialised.
     return {"buffer": environment | {"OCLGRIND_UNINITIALIZED": "1"}, "image": environment}
 

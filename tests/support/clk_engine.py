@@ -26,6 +26,7 @@ from clkiln.cache.rows import BestRow
 from clkiln.cache.store import Store
 from clkiln.inference.engine import Engine
 from clkiln.kernels import SPECS
+from clkiln.kernels.types import Config, Workload
 from clkiln.runtime.device import Device
 
 #: The default model of these tests: few shapes, so few programs, and a context of two buckets.
@@ -192,19 +193,39 @@ def used_cache(path: Path) -> Path:
 
 def play_tuning(loaded: Engine, *, driver: str | None = None) -> list[BestRow]:
     """Keep what ``loaded`` runs as if it had been tuned, under its own driver key or another."""
-    rows = [
-        BestRow(
-            workload=str(workload),
-            driver=driver or loaded.device.driver_key,
-            digest=SPECS[workload.op].digest(),
-            config=str(choice.config),
-            time=1e-3,
-            layout=SPECS[workload.op].layout(workload, choice.config),
-        )
-        for workload, choice in loaded.runner.planner.choices.items()
-    ]
+    choices = loaded.runner.planner.choices.items()
+    rows = [_row(loaded, workload, choice.config, driver) for workload, choice in choices]
     plant(loaded.store, rows)
     return rows
+
+
+def _row(loaded: Engine, workload: Workload, config: Config, driver: str | None = None) -> BestRow:
+    return BestRow(
+        workload=str(workload),
+        driver=driver or loaded.device.driver_key,
+        digest=SPECS[workload.op].digest(),
+        config=str(config),
+        time=1e-3,
+        layout=SPECS[workload.op].layout(workload, config),
+    )
+
+
+def play_lottery(loaded: Engine, seed: int) -> None:
+    """Keep random configurations as if they had been found best for what ``loaded`` runs.
+
+    Of each variant as often, however many configurations it has.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for workload in sorted(loaded.runner.planner.choices, key=str):
+        spec = SPECS[workload.op]
+        by_variant: dict[str, list[Config]] = {}
+        for config in spec.feasible(workload, loaded.device):
+            by_variant.setdefault(config.variant, []).append(config)
+        names = sorted(by_variant)
+        chosen = by_variant[names[rng.integers(len(names))]]
+        rows.append(_row(loaded, workload, chosen[rng.integers(len(chosen))]))
+    plant(loaded.store, rows)
 
 
 def plant(store: Store, rows: list[BestRow]) -> None:

@@ -65,18 +65,34 @@ def errors(
     path: Path,
     device: Device,
     kv: str,
-    kind: str,
+    kind: str | None,
     prompts: tuple[int, ...] = PROMPTS,
     decoded: int = DECODED,
     **options: Any,
 ) -> dict[str, float]:
     """Feed each prompt, decode behind the last one, and compare at every position."""
     want = reference(path, kv, prompts, decoded)
-    with clk_engine.engine(path, device, kv_dtype=kv, variant=[kind], **options) as engine:
+    variant = [kind] if kind else []
+    with clk_engine.engine(path, device, kv_dtype=kv, variant=variant, **options) as engine:
         return {
             where: clk_engine.relative_error(got, expected)
             for where, got, expected in run(engine, want)
         }
+
+
+def free_errors(
+    path: Path, device: Device, kind: str, cache: Path, **options: Any
+) -> dict[str, float]:
+    """As :func:`errors`; of kind ``free`` every operation runs in any form, chosen by chance.
+
+    As if a tuner had found all sorts of things best: buffers, texels and images side by side.
+    """
+    if kind != "free":
+        return errors(path, device, "f32", kind, cache=cache, **options)
+    limits = options.get("limits", [])
+    with clk_engine.engine(path, device, cache=cache, limits=limits) as engine:
+        clk_engine.play_lottery(engine, seed=len(path.name) + len(limits))
+    return errors(path, device, "f32", None, cache=cache, **options)
 
 
 def run(engine: Engine, want: Reference) -> Iterator[tuple[str, NDArray[np.float32], Array]]:

@@ -10,10 +10,12 @@ should not hide what follows it.
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +34,27 @@ PLANTED = "planted race"
 
 #: Optimised code has instructions that Oclgrind does not know (freeze) or crashes on.
 OPTIONS = ("-cl-opt-disable",)
+
+
+def find_driver() -> Path | None:
+    """The OpenCL driver in Oclgrind's package, beside its program."""
+    program = shutil.which("oclgrind")
+    if program is None:
+        return None
+    prefix = Path(program).resolve().parents[1]
+    patterns = ("lib*/oclgrind/liboclgrind-rt-icd.so", "lib*/*/oclgrind/liboclgrind-rt-icd.so")
+    return next((path for pattern in patterns for path in sorted(prefix.glob(pattern))), None)
+
+
+def simulator(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """What a process runs in that shall see Oclgrind, which reports races; ``folder`` is empty."""
+    (folder / "oclgrind.icd").write_text(f"{find_driver()}\n")
+    return {
+        **environment,
+        "OCL_ICD_VENDORS": str(folder),
+        "OCLGRIND_DATA_RACES": "1",
+        "OCLGRIND_MAX_ERRORS": "100000",  # past this number it is silent
+    }
 
 
 class RacySoftmax(SoftmaxSpec):
