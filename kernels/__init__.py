@@ -16,6 +16,7 @@ OPERATIONS = MappingProxyType(
         "argmax": "ArgmaxSpec",
         "attention_decode": "AttentionDecodeSpec",
         "attention_prefill": "AttentionPrefillSpec",
+        "conv2d": "Conv2dSpec",
         "embedding": "EmbeddingSpec",
         "gelu": "GeluSpec",
         "gemm": "GemmSpec",

@@ -5,12 +5,12 @@ Hendrycks and Gimpel, "Gaussian Error Linear Units (GELUs)" (2016).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ..activation import ACTIVATIONS, activate
 from ..sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
 from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, vector_widths
 from ..types import (
@@ -25,8 +25,8 @@ from ..types import (
     Workload,
 )
 
-#: By the tag ``form``: the macro of ``activation.clh``.
-_FORMS = {"erf": "GELU_ERF", "tanh": "GELU_TANH"}
+#: Activations by the tag ``form``.
+_FORMS = {"erf": "gelu", "tanh": "gelu_tanh"}
 
 
 class GeluSpec(KernelSpec):
@@ -70,7 +70,7 @@ class GeluSpec(KernelSpec):
 
     def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
         own: dict[str, Value] = {name: config[name] for name in ("LX", "V", "U")}
-        own |= {"D": workload.size("d"), "GELU": _FORMS[workload.tag("form")]}
+        own |= {"D": workload.size("d"), "GELU": ACTIVATIONS[_FORMS[workload.tag("form")]]}
         if workload.tag("bias") == "yes":
             own["BIAS"] = 1
         return own | texel_defines(config)
@@ -98,7 +98,7 @@ class GeluSpec(KernelSpec):
 
     def reference(self, workload: Workload, inputs: Mapping[str, Any]) -> dict[str, Array]:
         x = inputs["x"].astype(np.float64) + inputs.get("bias", 0.0)
-        return {"y": gelu(x, workload.tag("form"))}
+        return {"y": activate(x, _FORMS[workload.tag("form")])}
 
     def tolerance(self, workload: Workload) -> float:
         return 2e-6
@@ -109,16 +109,3 @@ class GeluSpec(KernelSpec):
     def bytes(self, workload: Workload) -> int:
         d, m = workload.size("d"), workload.size("m")
         return 4 * d * (2 * m + (workload.tag("bias") == "yes"))
-
-
-_erf = np.frompyfunc(math.erf, 1, 1)
-
-
-def gelu(x: Array, form: str) -> Array:
-    """Element by element in float64; ``form`` as of :class:`GeluSpec`."""
-    x = np.asarray(x, np.float64)
-    if form == "erf":
-        inner = np.asarray(_erf(x / math.sqrt(2)), np.float64)
-    else:
-        inner = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-    return np.asarray(0.5 * x * (1 + inner))

@@ -52,6 +52,23 @@ REAL = (
     Workload.of("attention_decode", **{**MODEL, "heads": 14, "kv_heads": 2, "head_dim": 128}),
     Workload.of("attention_prefill", m=256, **MODEL),
     Workload.of("attention_prefill", m=512, **{**MODEL, "head_dim": 256, "kv": "f32"}),
+    Workload.parse(SPECS["conv2d"].example),
+    Workload.parse(
+        "conv2d act=relu bias=yes ci=64 co=64 dilation=1x1 groups=1 ih=56 iw=56 kernel=3x3 n=1"
+        " pad=1x1 stride=1x1 w=f16"
+    ),
+    Workload.parse(
+        "conv2d act=none bias=no ci=256 co=64 dilation=1x1 groups=1 ih=14 iw=14 kernel=1x1 n=1"
+        " pad=0x0 stride=1x1 w=f32"
+    ),
+    Workload.parse(
+        "conv2d act=relu bias=yes ci=144 co=144 dilation=1x1 groups=144 ih=56 iw=56 kernel=3x3 n=1"
+        " pad=1x1 stride=2x2 w=f32"
+    ),
+    Workload.parse(
+        "conv2d act=relu bias=no ci=128 co=128 dilation=1x1 groups=32 ih=56 iw=56 kernel=3x3 n=1"
+        " pad=1x1 stride=1x1 w=f32"
+    ),
     Workload.parse("gelu bias=yes d=3072 form=erf m=197"),
     Workload.parse("gelu bias=no d=768 form=tanh m=1"),
     Workload.parse("layernorm bias=yes d=768 eps=1e-06 m=197"),
