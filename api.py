@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from .cache.paths import cache_file
 from .cache.rows import RunRow
 from .cache.store import Store
-from .errors import ClkilnError, UsageError
+from .errors import ClkilnError, TuningError, UsageError
 from .harness.rules import read_rules
 from .inference.abilities import Abilities
 from .inference.catalog import resolve
@@ -291,9 +291,11 @@ class TuningJob:
         )  # fmt: skip
         try:
             result = tuning.run()
-        except BaseException:
+        except BaseException as error:
             tuning.result.defaults.clear()
             self.store.finish_run(run_id, tuning.result.seconds, _figures(tuning.result, {}))
+            if isinstance(error, TuningError):
+                raise TuningError(f"{error}; {self._kept(tuning.result.trials)}") from error
             raise
         speeds = {} if self.model is None else self._speeds(self.model, result)
         self.store.finish_run(run_id, result.seconds, _figures(result, speeds))
@@ -302,6 +304,13 @@ class TuningJob:
             trials=result.trials, by_status=result.by_status, **speeds,
             speedup=None if self.model else self._speedup(),
         )  # fmt: skip
+
+    def _kept(self, trials: int) -> str:
+        """What is left of a run that could not go on."""
+        return (
+            f"{trials} trial{'s' * (trials != 1)} of this run and what they found are kept in "
+            f"{self.cache}: clkiln tune goes on from there"
+        )
 
     def _summary(self, **figures: Any) -> TuneSummary:
         return TuneSummary(

@@ -172,7 +172,10 @@ def check_devices(machine: Machine) -> Iterator[Check]:
             # Where another device works models run, and the default is that one.
             status: Status = "problem" if useless else "note"
             yield Check(
-                "devices", status, f"{text}: compiles nothing: {row['fault']}", OTHER_DRIVER
+                "devices",
+                status,
+                f"{text}: not even a small kernel works: {row['fault']}",
+                OTHER_DRIVER,
             )
         else:
             yield Check("devices", "ok", text)
@@ -191,7 +194,7 @@ def _selected(machine: Machine) -> Iterator[Check]:
         memory_budget(info)
         fault = next((row["fault"] for row in machine.devices if row["index"] == info.index), "")
         if selector and fault:
-            yield Check("devices", "problem", f"CLKILN_DEVICE: {info.name} compiles nothing",
+            yield Check("devices", "problem", f"CLKILN_DEVICE: no kernel works on {info.name}",
                         "unset CLKILN_DEVICE")  # fmt: skip
     except ClkilnError as error:
         name = "CLKILN_MEMORY_BUDGET" if "BUDGET" in str(error) else "CLKILN_DEVICE"

@@ -77,4 +77,4 @@ def _show(row: dict[str, Any], limited: str) -> None:
     if limited:
         wrapped(f"   {'limited':<11}", limited)
     if row["fault"]:
-        wrapped("   problem    ", f"compiles nothing: {row['fault']}")
+        wrapped("   problem    ", f"not even a small kernel works: {row['fault']}")

@@ -21,8 +21,6 @@ class Context:
         self, device: Device, *, budget: int | None = None, profiling: bool = False
     ) -> None:
         self.device, self.info, self.profiling = device, device.info, profiling
-        #: Whether a program was seen to compile here: else a failure may be the driver's own.
-        self.compiles = False
         limit = memory_budget(device.info) if budget is None else budget
         why = device.info.limits.because("max_alloc")
         self.memory = MemoryBudget(limit, device.info.max_alloc, why)

@@ -321,12 +321,16 @@ def default_device(
     """
     if not devices:
         raise DeviceError(NO_DEVICE)
-    if len(devices) > 1:
-        sound = [d for d in devices if not known_fault(d.info)]
-        if len(sound) == 1:
-            return sound[0], "the only device that compiles"
-        devices = sound or devices
-    rates = measured or {}
+    aside = [d for d in devices if known_fault(d.info)] if len(devices) > 1 else []
+    sound = [d for d in devices if d not in aside]
+    if not sound or not aside:
+        return _by_rule(devices, measured or {})
+    chosen, why = _by_rule(sound, measured or {})
+    names = ", ".join(d.info.name for d in aside)
+    return chosen, f"{why}; no kernel compiles on {names}"
+
+
+def _by_rule(devices: Sequence[Device], rates: Mapping[str, float]) -> tuple[Device, str]:
     known = [d for d in devices if d.info.driver_key in rates]
     if known:
         quickest = max(known, key=lambda d: (rates[d.info.driver_key], _merit(d.info)))

@@ -58,20 +58,22 @@ def _stated(info: DeviceInfo) -> str:
 def try_device(device: Device) -> str:
     """Compile a small kernel, run it and look at what it wrote; why that failed, or empty.
 
-    It takes up to a second where the driver's own cache is empty. The verdict is kept for
-    :func:`known_fault`.
+    It takes up to a second where the driver's own cache is empty. A compiler's verdict is kept for
+    :func:`known_fault`; a device that was lost or is out of memory may be back next time.
     """
+    stated, kept = _stated(device.info), ""
     try:
-        found = _run(device.handle)
+        found = kept = _run(device.handle)
     except cl.Error as error:
         found = _first_words(str(error))
-    stated = _stated(device.info)
-    _keep(device.info.driver_key, "" if stated else found)
+        if error.code == cl.status_code.BUILD_PROGRAM_FAILURE:
+            kept = found
+    _keep(device.info.driver_key, "" if stated else kept)
     return stated if found and stated else found
 
 
 def check_device(device: Device) -> None:
-    """Raise :class:`~clkiln.errors.DeviceError` where a device compiles nothing, still.
+    """Raise :class:`~clkiln.errors.DeviceError` where not even a small kernel works, still.
 
     Only one with a known fault is tried: its driver may have been mended.
     """
@@ -83,8 +85,8 @@ def message(info: DeviceInfo, fault: str) -> str:
     """The error of a device with this fault: what, which driver and processor, what to do."""
     version = re.split(r"\s\s|,", info.platform_version)[0]
     return (
-        f"{info.name} ({info.platform}, {version}) compiles nothing, not even a small kernel: "
-        f"{fault}; choose another device (clkiln devices), or {OTHER_DRIVER}"
+        f"not even a small kernel works on {info.name} ({info.platform}, {version}): {fault}; "
+        f"choose another device (clkiln devices), or {OTHER_DRIVER}"
     )
 
 

@@ -223,15 +223,12 @@ def _compile(context: Context, source: Source, label: str) -> cl.Program:
     try:
         handle = cl.Program(context.handle, restricted(source.text, info.limits.without))
         _build(handle, source, info.features)
+        return handle
     except cl.Error as error:
-        fault = "" if context.compiles else try_device(context.device)
-        if fault:
+        if fault := try_device(context.device):
             raise DeviceError(message(info, fault)) from error
-        context.compiles = True
         why = info.limits.because(*info.limits.without)
         raise BuildError(f"{label} does not compile on {info.name}{why}: {error}") from error
-    context.compiles = True
-    return handle
 
 
 def _build(handle: cl.Program, source: Source, features: Iterable[str]) -> None:

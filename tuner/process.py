@@ -23,8 +23,6 @@ START_LIMIT = 60.0
 TRIAL_LIMIT = 30.0
 #: Seconds for a process that closed its output to be gone.
 STOP_LIMIT = 5.0
-#: Trials that may end a worker one after the other before the device is given up.
-DEATHS_IN_A_ROW = 8
 #: Outcomes after which nothing is wrong with the process and the device that produced them.
 HARMLESS = ("ok", "constraint", "compile error")
 
@@ -48,7 +46,6 @@ class Worker:
     ) -> None:
         self.driver_key, self.trial_limit, self.command = driver_key, trial_limit, command
         self.restarts = 0
-        self._deaths, self._last = 0, ""
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="clkiln-", ignore_cleanup_errors=True)
         self._log: IO[bytes] | None = None
@@ -67,13 +64,8 @@ class Worker:
         """Run one trial; a worker that dies or overruns gives ``crash`` or ``timeout``.
 
         ``extra`` seconds are granted on top of the limit, for large inputs. Raises
-        :class:`~clkiln.errors.TuningError` when workers die again and again.
+        :class:`~clkiln.errors.TuningError` where a new worker cannot open the device.
         """
-        if self._deaths >= DEATHS_IN_A_ROW:
-            raise TuningError(
-                f"{self._deaths} trials in a row ended their worker, the last with: {self._last}; "
-                f"what was found so far is kept"
-            )
         if self._process is not None and self._process.poll() is not None:
             self.stop()  # it died between trials, which is not the next one's fault
         if self._process is None:
@@ -93,7 +85,6 @@ class Worker:
             raise
         if answer is None:
             return self._lost("crash", self._last_words())
-        self._deaths = 0
         fields, payload = answer
         if fields["status"] not in HARMLESS:
             self.stop()
@@ -143,8 +134,6 @@ class Worker:
         """The outcome of a trial that took its worker with it."""
         self.stop()
         self.restarts += 1
-        self._deaths += 1
-        self._last = message
         return Outcome(status, message[:2000])
 
     def _last_words(self) -> str:

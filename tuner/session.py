@@ -16,12 +16,14 @@ from ..kernels.types import Config, KernelSpec, Workload
 from ..kernels.uses import Use
 from ..kernels.variants import VariantRequest
 from ..runtime.device import DeviceInfo
+from .alive import check_alive, is_doubtful
 from .levels import Level
 from .process import Worker
 from .record import Record
 from .roofs import ROOF_USES, fitted, read_roof, write_roof
 from .search import Search
-from .tasks import Task, groups_of
+from .tasks import Task, allowance, groups_of
+from .trial import Outcome
 from .warm import WarmStarts
 
 #: Trials that a roof gets: it is a yardstick, not a kernel that anybody runs.
@@ -108,8 +110,9 @@ class TuningRun:
         self.result = TuneResult()
         self._start = time.monotonic()
         self.tasks = [self._task(use, force) for use in uses]
-        roof_uses = [] if self.roof.flops_per_s else [fitted(use, info) for use in ROOF_USES]
-        self.roof_tasks = [self._task(use, force) for use in roof_uses]
+        #: Also what shows that a device still works, where no workload has a result yet.
+        roof_uses, anew = [fitted(use, info) for use in ROOF_USES], not self.roof.flops_per_s
+        self.roof_tasks = [self._task(use, force and anew) for use in roof_uses]
         self.groups = groups_of([*self.tasks, *self._companions(others)])
         self._group = {task.workload: group for group in self.groups for task in group.tasks}
 
@@ -138,11 +141,12 @@ class TuningRun:
         return self.result
 
     def _roofs(self, worker: Worker) -> None:
+        if self.roof.flops_per_s:
+            return
         for task in self.roof_tasks:
             while task.new_trials < ROOF_TRIALS and self._next(worker, task):
                 pass
-        if self.roof_tasks:
-            self.roof = write_roof(self.store, self.info.driver_key, self.roof_tasks)
+        self.roof = write_roof(self.store, self.info.driver_key, self.roof_tasks)
 
     def _baseline(self, worker: Worker) -> None:
         """The safe default of every workload, heaviest first: something to beat, and to fall to.
@@ -220,8 +224,7 @@ class TuningRun:
                 if self.record.has_binary(task, config) or self.record.keep_binary(task, config):
                     continue
                 # An earlier run chose it, and its program was cleared since.
-                extra = _allowance(task)
-                outcome = worker.trial(task.workload, config, seconds, extra=extra)
+                outcome = self._ask(worker, task, config, seconds)
                 self.record.keep_binary(task, config, outcome.binary)
         self.record.drop_superseded()
 
@@ -237,7 +240,7 @@ class TuningRun:
     def _try(self, worker: Worker, task: Task, config: Config) -> None:
         """Run one trial and keep what came of it."""
         start = time.monotonic()
-        outcome = worker.trial(task.workload, config, task.best_time(), extra=_allowance(task))
+        outcome = self._ask(worker, task, config, task.best_time())
         task.seconds += time.monotonic() - start
         task.new_trials += 1
         self.result.trials += 1
@@ -257,6 +260,16 @@ class TuningRun:
         improved = seconds is not None and (before is None or seconds < 0.98 * before)
         task.idle = 0 if improved else task.idle + 1
         self.progress(self._progress(task))
+
+    def _ask(self, worker: Worker, task: Task, config: Config, best: float | None) -> Outcome:
+        """A trial's outcome, for which the candidate is to blame.
+
+        Raises :class:`~clkiln.errors.TuningError` where it is the device.
+        """
+        outcome = worker.trial(task.workload, config, best, extra=allowance(task))
+        if is_doubtful(outcome):
+            check_alive(worker, task, config, outcome, [*self.tasks, *self.roof_tasks])
+        return outcome
 
     # -- what is open ------------------------------------------------------------------------------
 
@@ -350,8 +363,3 @@ class TuningRun:
             seconds_left=None if self.budget is None else max(0.0, self.budget - seconds),
             doing=str(task.workload),
         )
-
-
-def _allowance(task: Task) -> float:
-    """Seconds that a trial gets beyond the limit: large inputs and references take their time."""
-    return task.spec.bytes(task.workload) / 20e6

@@ -111,6 +111,11 @@ class Task:
         return self.use.cost(best) * max(0.0, 1.0 - share) * 0.88**self.idle / trial
 
 
+def allowance(task: Task) -> float:
+    """Seconds that a trial gets beyond the limit: large inputs and references take their time."""
+    return task.spec.bytes(task.workload) / 20e6
+
+
 class Group:
     """Tasks that are chosen together: all that read one weight, or a single one without weights."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from clkiln.inference.completion import Completion
 from clkiln.inference.engine import Engine
 from clkiln.runtime.launch import Launch
 from clkiln.runtime.memory import Tensor
+from clkiln.runtime.opencl import cl
 
 QUESTIONS = (
     "What is the capital of France?", "And of Italy?", "Which one is older?", "Name a river there.",
@@ -282,6 +284,32 @@ def test_a_failed_launch_leaves_nothing_to_believe(
         assert engine.runner.tokens == []
         answer = engine.chat([user("a")], temperature=0, max_tokens=3)
         assert (answer.reused, answer.token_ids) == (0, afresh(engine, answer.prompt_token_ids, 3))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 9])
+def test_a_copy_that_the_driver_refuses_is_named(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """As on a device that is lost in mid-answer; one that is back answers as ever."""
+    copy = cl.enqueue_copy
+    with clk_engine.engine() as engine:
+        engine.chat([user("a")], temperature=0, max_tokens=3)
+        context = engine.runner.context
+
+        def refused() -> None:
+            cl.Buffer(context.handle, cl.mem_flags.READ_WRITE, size=0)
+
+        trap = Trap(at, True, refused)
+        trap.armed = True
+        monkeypatch.setattr(cl, "enqueue_copy", lambda *a, **n: trap.around(lambda: copy(*a, **n)))
+        text = rf"cop(y|ying) .* failed on {re.escape(context.info.name)}: .*INVALID_BUFFER_SIZE"
+        for ask in (lambda: engine.chat([user("a b")]), lambda: engine.generate("a b")):
+            trap.count = 0
+            with pytest.raises(LaunchError, match=text):
+                ask()
+            assert engine.runner.tokens == []
+        trap.armed = False
+        answer = engine.chat([user("a")], temperature=0, max_tokens=3)
+        assert (answer.reused, answer.token_ids) == (0, afresh(engine, answer.prompt_token_ids, 3))
+        is_sound(engine)
 
 
 def test_bad_logits_leave_nothing_to_believe(engine: Engine) -> None:

@@ -1,19 +1,21 @@
 """An operation whose configurations go wrong in every way that a tuner has to survive.
 
 ``install()`` makes it known to this process; run as a program, this file is a tuner's worker that
-knows it: ``Worker(key, command=WORKER)``.
+knows it: ``Worker(key, command=WORKER)``. ``dying(...)`` is the command of one whose device dies.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clkiln.errors import DeviceError, LaunchError
 from clkiln.kernels import SPECS
 from clkiln.kernels.source import Source
 from clkiln.kernels.types import (
@@ -27,6 +29,7 @@ from clkiln.kernels.types import (
     Variant,
     Workload,
 )
+from clkiln.tuner.trial import Bench, Outcome
 
 WORKER = (sys.executable, str(Path(__file__)))
 
@@ -55,6 +58,17 @@ WRONG = {
     "bucket": "at m=[1-4]: y: relative L2 error",
     "uneven": "y: 9 of 185 not finite",
 }
+
+#: How trials and starts of workers end once a device has died.
+DEATHS = ("abort", "hang", "launch", "nonsense", "gone")
+
+
+def dying(after: int, file: Path, death: str) -> tuple[str, ...]:
+    """A worker's command whose device dies after ``after`` trials, which ``file`` counts.
+
+    It dies for good, for every worker: until the file is deleted.
+    """
+    return (*WORKER, str(after), str(file), death)
 
 
 class PlantedSpec(KernelSpec):
@@ -129,8 +143,36 @@ def install() -> PlantedSpec:
     return spec
 
 
+def _die(after: int, file: Path, death: str) -> None:
+    """Let the device of this worker die with the trial behind the next ``after``."""
+    if death == "gone" and _count(file) > after:
+        raise DeviceError("the device is not there any more")
+    trial = Bench.trial
+
+    def mortal(bench: Bench, *asked: Any) -> Outcome:
+        with file.open("a") as count:
+            count.write(".")
+        if _count(file) <= after:
+            return trial(bench, *asked)
+        if death == "hang":
+            time.sleep(600)
+        if death == "launch":
+            raise LaunchError("launch failed: OUT_OF_RESOURCES (-5)")
+        if death == "nonsense":
+            return Outcome("wrong result", "y: 185 of 185 not finite")
+        os.abort()
+
+    Bench.trial = mortal  # type: ignore[method-assign]
+
+
+def _count(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
 if __name__ == "__main__":
     from clkiln.tuner.worker import main
 
     install().doomed = True
-    main(sys.argv[1])
+    if len(sys.argv) > 2:
+        _die(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(sys.argv[-1])

@@ -32,6 +32,11 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def rest(self) -> None:
+        """Let the other side come to wait for input: Python's readline loses a Ctrl-C that comes
+        between its prompt and its wait."""
+        time.sleep(0.5)
+
     def line(self, text: str) -> None:
         self.type(text + "\n")
 

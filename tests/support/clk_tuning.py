@@ -75,6 +75,8 @@ class Synthetic:
     seconds: float = 0.5
     before: Callable[[list[tuple[Workload, Config]]], None] = lambda trials: None
     trials: list[tuple[Workload, Config]] = field(default_factory=list)
+    #: What was run only to see whether the device still works.
+    checks: list[tuple[Workload, Config]] = field(default_factory=list)
     now: float = 1000.0
 
     def true_time(self, workload: Workload, config: Config) -> float:
@@ -91,6 +93,13 @@ class Synthetic:
     def run(self, driver: str, workload: Workload, config: Config) -> Outcome:
         self.before(self.trials)
         self.trials.append((workload, config))
+        return self._outcome(driver, workload, config)
+
+    def check(self, driver: str, workload: Workload, config: Config) -> Outcome:
+        self.checks.append((workload, config))
+        return self._outcome(driver, workload, config)
+
+    def _outcome(self, driver: str, workload: Workload, config: Config) -> Outcome:
         self.now += self.seconds
         status = self.fails(workload, config)
         if status is not None:
@@ -125,6 +134,8 @@ class SyntheticWorker:
     def trial(
         self, workload: Workload, config: Config, best: float | None, *, extra: float = 0.0
     ) -> Outcome:
+        if best == 0.0:
+            return self.device.check(self.driver, workload, config)
         return self.device.run(self.driver, workload, config)
 
 

@@ -129,17 +129,6 @@ def test_an_interrupted_trial_is_not_answered_later(
     assert after.status == "ok" and after.message != first.message
 
 
-def test_workers_that_die_again_and_again_end_the_run(puppet: Worker) -> None:
-    for _ in range(process_module.DEATHS_IN_A_ROW - 1):
-        assert puppet.trial(WORKLOAD, say("exit"), None).status == "crash"
-    assert puppet.trial(WORKLOAD, say("hello"), None).status == "ok"  # counted from the start
-    # Each of them is a trial with its outcome; the next one is not begun.
-    for _ in range(process_module.DEATHS_IN_A_ROW):
-        assert puppet.trial(WORKLOAD, say("exit"), None).status == "crash"
-    with pytest.raises(TuningError, match=r"8 trials in a row ended .* exit code 3; .* is kept"):
-        puppet.trial(WORKLOAD, say("exit"), None)
-
-
 @pytest.mark.parametrize(
     ("script", "message"),
     [
