@@ -187,10 +187,6 @@ class TuningJob:
         #: All of the workloads, and those of them that are wanted.
         self.uses = self._standard(kernels) if self.model is None else self._uses(self.model)
         self.wanted = self.uses if self.model is None else _only(self.uses, kernels)
-        lacking = self.variants.lacking(use.workload.op for use in self.wanted)
-        if lacking:
-            kind = self.variants.default
-            self._warn(f"no {kind} variant, tuned as they are: {', '.join(lacking)}")
         unmet = self._abilities.unmet(use.workload for use in self.wanted)
         if unmet:
             self._warn(f"not as asked: {'; '.join(unmet)}")
@@ -239,7 +235,7 @@ class TuningJob:
         info, rows, total = self.device.info, [], 0
         rules = self._rules()
         for use in self.wanted:
-            spec, kind = SPECS[use.workload.op], self.variants.kind(use.workload.op)
+            spec, kind = SPECS[use.workload.op], self._abilities.kind(use.workload)
             found = spec.feasible(use.workload, info, kind)
             feasible = sum(rules.allows(use.workload, config) for config in found)
             rows.append({"workload": str(use.workload), "phase": use.phase, "feasible": feasible})

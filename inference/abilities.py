@@ -42,15 +42,8 @@ class Abilities:
         self.capabilities = Capabilities(limits)
 
     def kind(self, workload: Workload, layout: str | None = None) -> str | None:
-        """The kind of variant that ``workload`` takes; None if it is free.
-
-        A ``layout`` is where the weight lies already: it goes before what was asked for.
-        """
-        kind = self.variants.kind(workload.op)
-        if kind is None or (layout is None and workload.op in self.variants.by_op):
-            return kind
-        found = self.capabilities.find(workload, kind, layout)
-        return kind if isinstance(found, Config) else None
+        """As :meth:`Capabilities.kind`."""
+        return self.capabilities.kind(self.variants, workload, layout)
 
     def missing(self, workloads: Iterable[Workload]) -> list[Missing]:
         """Those of ``workloads`` that can't run, each once."""
@@ -78,8 +71,8 @@ class Abilities:
     def unmet(self, workloads: Iterable[Workload]) -> list[str]:
         """Where the kind that was asked of all can't run, a line for each operation."""
         default, reasons = self.variants.default, dict[str, list[str]]()
-        for workload in workloads:
-            if workload.op in self.variants.by_op or self.variants.kind(workload.op) is None:
+        for workload in workloads if default else ():
+            if workload.op in self.variants.by_op:
                 continue
             found = self.capabilities.find(workload, default)
             if isinstance(found, Infeasible):

@@ -238,11 +238,8 @@ class Engine:
 
     def _not_as_asked(self) -> list[str]:
         """Which operations don't run as ``--variant`` asks of all, and why."""
-        chooser, workloads = self.runner.planner.chooser, list(self.runner.planner.choices)
-        kind = chooser.variants.default
-        lacking = chooser.variants.lacking(workload.op for workload in workloads)
-        lines = [f"{op}: has no {kind} variant" for op in lacking]
-        return lines + chooser.abilities.unmet(workloads)
+        planner = self.runner.planner
+        return planner.chooser.abilities.unmet(planner.choices)
 
     def _report_choices(self, warn: Callable[[str], None]) -> None:
         counts = origins(self.runner.planner.choices)

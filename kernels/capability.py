@@ -20,6 +20,7 @@ from . import SPECS
 from .feasible import Infeasible, checks
 from .near import VARYING, distance
 from .types import Config, DeviceLimits, KernelSpec, Value, Variant, Workload
+from .variants import VariantRequest
 
 #: Tag of a cell whose operation takes tensors of one dtype only.
 ANY = ""
@@ -98,6 +99,20 @@ class Capabilities:
         if key not in self._found:
             self._found[key] = _find(workload, variant, self.limits, layout)
         return self._found[key]
+
+    def kind(
+        self, request: VariantRequest, workload: Workload, layout: str | None = None
+    ) -> str | None:
+        """The kind of variant that ``workload`` takes under ``request``; None if it is free.
+
+        A kind that was asked of all operations is kept where it can run; asked of one operation by
+        name it has to run. A ``layout`` is where the weight lies already: it goes before both.
+        """
+        kind = request.kind(workload.op)
+        if kind is None or (layout is None and workload.op in request.by_op):
+            return kind
+        found = self.find(workload, kind, layout)
+        return kind if isinstance(found, Config) else None
 
     def alternatives(self, workload: Workload, kind: str | None = None) -> Iterator[Alternative]:
         """What can run in place of ``workload`` (as ``kind``), nearest first: other variants of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..errors import UsageError
 from . import SPECS
-from .types import Config, Workload
+from .types import Workload
 
 KINDS = ("buffer", "image")
 
@@ -48,16 +48,6 @@ class VariantRequest:
         if op in self.by_op:
             return self.by_op[op]
         return self.default if self.default in kinds_of(op) else None
-
-    def allows(self, op: str, config: Config) -> bool:
-        kind = self.kind(op)
-        return kind is None or SPECS[op].variant(config.variant).kind == kind
-
-    def lacking(self, ops: Iterable[str]) -> list[str]:
-        """Those of ``ops`` that have no variant of the kind that was asked of all."""
-        if self.default is None:
-            return []
-        return sorted({op for op in ops if self.default not in kinds_of(op)} - self.by_op.keys())
 
 
 def choice_fact(requested: str, workload: Workload, digest: str) -> str:

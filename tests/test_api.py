@@ -148,6 +148,19 @@ def test_a_preview_opens_no_cache_file(tmp_path: Path) -> None:
     assert not cache.exists()
 
 
+def test_what_no_image_can_hold_is_tuned_in_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = clk_engine.a_device()
+    small = replace(device, info=replace(device.info, image_max_buffer_size=128))
+    monkeypatch.setattr("clkiln.api.choose_device", lambda *_: (small, ""))
+    warnings: list[str] = []
+    with TuningJob(clk_engine.small_model(), variant=["image"], warn=warnings.append) as job:
+        assert all(row["feasible"] for row in job.preview()["workloads"])
+    [warning] = warnings
+    assert warning.startswith("not as asked: ")
+    assert "attention_decode: can't run as image here: k_cache image buffer " in warning
+    assert "gemv" not in warning
+
+
 def test_contexts_that_a_device_cannot_run_are_not_tuned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from ..cache.store import Store
 from ..errors import UnsupportedOperation
 from ..harness.rules import read_rules
 from ..kernels import SPECS
+from ..kernels.capability import Capabilities
 from ..kernels.types import Config, KernelSpec, Workload
 from ..kernels.uses import Use
 from ..kernels.variants import VariantRequest
@@ -100,7 +101,7 @@ class TuningRun:
     ) -> None:
         self.store, self.info, self.level, self.force = store, info, level, force
         self.progress, self.seed, self.reach = progress, seed, reach
-        self.variants = variants or VariantRequest()
+        self.variants, self._capabilities = variants or VariantRequest(), Capabilities(info)
         self.rules = read_rules(store, info.driver_key).under(self.variants)
         self.record = Record(store, info.driver_key, str(self.variants), run)
         limits = [s for s in (level.seconds, seconds) if s is not None]
@@ -301,7 +302,7 @@ class TuningRun:
 
     def _task(self, use: Use, force: bool) -> Task:
         spec, workload = SPECS[use.workload.op], use.workload
-        kind = self.variants.kind(workload.op)
+        kind = self._kind(workload)
         safe = self._safe(spec, workload, kind)
         known = {} if force else self.record.known(workload, spec.digest())
         # What became infeasible since is no result any more.
@@ -319,7 +320,7 @@ class TuningRun:
         )  # fmt: skip
         task = Task(use, search, safe, inherited=old)
         for config, times in known.items():
-            for seconds in times if self.variants.allows(workload.op, config) else ():
+            for seconds in times if self._may_run(workload, config) else ():
                 task.note(config, seconds)
         return task
 
@@ -342,10 +343,15 @@ class TuningRun:
         fits = spec.contains(workload, config) and self.rules.allows(workload, config)
         return fits and spec.check(workload, config, self.info) is None
 
+    def _kind(self, workload: Workload) -> str | None:
+        return self._capabilities.kind(self.variants, workload)
+
     def _may_run(self, workload: Workload, config: Config) -> bool:
         """Whether ``config`` fits and is of the kind that was asked for."""
-        fits = self._fits(SPECS[workload.op], workload, config)
-        return fits and self.variants.allows(workload.op, config)
+        spec = SPECS[workload.op]
+        if not self._fits(spec, workload, config):
+            return False
+        return self._kind(workload) in (None, spec.variant(config.variant).kind)
 
     def _progress(self, task: Task) -> Progress:
         tasks = [t for t in self.tasks if t.best_time() and t.default_time]

@@ -175,9 +175,40 @@ def test_a_kind_asked_of_all_falls_back_and_says_why() -> None:
     for op in {workload.op for workload in choices}:
         needs = {n for v in SPECS[op].variants if v.kind == "image" for n in v.requires}
         assert all(f"can't run as image here: needs {need}" in said[op] for need in needs)
-        assert needs or said[op] == f"{op}: has no image variant"
+        assert needs, f"{op} has image variants that need nothing"
     [warning] = [text for text in warnings if text.startswith("not as asked: ")]
     assert all(line in warning for line in lines)
+
+
+def test_a_context_longer_than_an_image_buffer_is_read_from_buffers() -> None:
+    """And shorter ones from images still, of a KV cache that is longer than they may be."""
+
+    def answers(engine: Engine) -> list[np.ndarray]:
+        found = []
+        for tokens in ([7], clk_engine.prompt(130, 515)):
+            engine.runner.reset()
+            engine.runner.feed(tokens)
+            engine.runner.feed([7])
+            found.append(engine.runner.logits())
+        return found
+
+    with clk_engine.engine(variant=["buffer"]) as engine:
+        expected = answers(engine)
+    # A row of a cache is 8 texels: 128 positions fit, and 512 do not.
+    short = pretending(image_max_buffer_size=2000)
+    with clk_engine.engine(device=short, variant=["image"]) as engine:
+        got = answers(engine)
+        assert engine.runner.planner.tensors["blk.0.k_cache"].nbytes > 16 * 2000
+        kinds = {
+            (workload.op, workload.size("ctx")): choice.config.variant
+            for workload, choice in engine.runner.planner.choices.items()
+            if workload.op == "attention_decode"
+        }
+        assert kinds == {("attention_decode", 128): "image", ("attention_decode", 512): "buffer"}
+        [line] = [line for line in engine.fallbacks() if line.startswith("attention_decode: ")]
+        assert line.startswith("attention_decode: can't run as image here: k_cache image buffer")
+    for one, other in zip(got, expected, strict=True):
+        assert clk_engine.relative_error(one, other) < 1e-5
 
 
 def test_a_kind_asked_of_one_operation_has_to_run(taken: list[str]) -> None:

@@ -43,26 +43,6 @@ def test_a_single_operation_goes_before_all_of_them(values: list[str]) -> None:
             assert request.kind(op) is None
 
 
-@quick
-@given(requests)
-def test_what_is_allowed_is_of_the_kind(values: list[str]) -> None:
-    request = VariantRequest.parse(values)
-    for op in ("gemv", "add"):
-        spec, workload = SPECS[op], Workload.parse(TINY[op][0])
-        kind = request.kind(op)
-        for variant in spec.variants:
-            config = next(c for c in spec.space(workload) if c.variant == variant.name)
-            assert request.allows(op, config) == (kind in (None, variant.kind))
-
-
-def test_what_lacks_a_kind_is_said() -> None:
-    images = VariantRequest.parse(["image"])
-    assert images.lacking(SPECS) == sorted(BUFFERS_ONLY)
-    assert images.lacking(WITH_IMAGES) == []
-    assert VariantRequest.parse(["buffer"]).lacking(SPECS) == []
-    assert VariantRequest.parse(["gemv=image"]).lacking(SPECS) == []
-
-
 @pytest.mark.parametrize(
     "value",
     ["", "=", "texture", "Buffer", "gemv", "gemv=", "=texture", "gemv=texture", "gemm2=image"]

@@ -34,7 +34,7 @@ _TYPICAL: dict[str, Any] = {
     "command_buffers": False,
     "float_vector_width": 1,
     "extensions": ("cl_khr_fp16",),
-    "features": frozenset({"images", "fp16"}),
+    "features": frozenset({"images", "image_buffers", "fp16"}),
 }
 
 

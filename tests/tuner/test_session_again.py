@@ -277,6 +277,20 @@ def test_a_request_for_images_is_a_choice_of_its_own(store: Store, tune: Any) ->
     assert undone(store, DRIVER, USES, FAST, images) == []
 
 
+def test_what_no_image_can_hold_is_searched_in_buffers(store: Store, tune: Any) -> None:
+    """Of what was asked of all operations; an operation that is asked by name has to run so."""
+    info = make_info(image_max_buffer_size=20)  # 80 numbers: one row, and not eight
+    images, device = VariantRequest("image"), Synthetic()
+    tune(device, level=FAST, variants=images, info=info)
+    found: dict[Workload, set[str]] = {}
+    for workload, config in device.trials:
+        found.setdefault(workload, set()).add(SPECS[workload.op].variant(config.variant).kind)
+    many = Workload.of("rmsnorm", d=64, m=8, eps="1e-05")
+    assert {workload for workload, kinds in found.items() if kinds != {"image"}} == {many}
+    assert found[many] == {"buffer"}
+    assert sum(workload == many for workload, _ in device.trials) > 1
+
+
 def test_images_first_leave_buffers_to_be_searched(store: Store, tune: Any) -> None:
     images = VariantRequest("image")
     tune(Synthetic(), level=FAST, variants=images)
