@@ -9,15 +9,9 @@ import pytest
 
 from clk_cases import any_of, seeds
 from clk_run import Runner
+from clk_shapes import random_workload
 from clkiln.kernels import SPECS
 from clkiln.kernels.types import Config, Workload
-
-
-def random_workload(op: str, rng: np.random.Generator) -> Workload:
-    d, m, bias = int(rng.integers(1, 900)), int(rng.integers(1, 6)), str(rng.choice(["yes", "no"]))
-    if op == "gelu":
-        return Workload.of(op, d=d, m=m, bias=bias, form=str(rng.choice(["erf", "tanh"])))
-    return Workload.of(op, d=d, m=m, bias=bias, eps=str(rng.choice(["1e-05", "1e-12"])))
 
 
 @pytest.mark.parametrize("op", ["gelu", "layernorm"])

@@ -23,7 +23,13 @@ def random_workload(op: str, rng: np.random.Generator) -> Workload:
             return Workload.of(op, n=n, m=m)
         case "argmax":
             return Workload.of(op, n=n)
-    raise ValueError(op)
+        case "gelu":
+            bias, form = str(rng.choice(["yes", "no"])), str(rng.choice(["erf", "tanh"]))
+            return Workload.of(op, d=n, m=m, bias=bias, form=form)
+        case "layernorm":
+            bias, eps = str(rng.choice(["yes", "no"])), str(rng.choice(["1e-05", "1e-12"]))
+            return Workload.of(op, d=n, m=m, bias=bias, eps=eps)
+    raise ValueError(f"no random workloads of {op}")
 
 
 def _attention(op: str, rng: np.random.Generator) -> Workload:
