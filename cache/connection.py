@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import CacheError
-from . import schema
+from . import schema, trust
 
 #: Seconds to wait for another process's transaction.
 BUSY_TIMEOUT = 5.0
@@ -121,10 +121,12 @@ def _inspect(path: Path, *, write: bool) -> int:
     """
     if path.parts[:1] == ("~",):
         raise CacheError("has no folder, as there is no home folder: set CLKILN_CACHE_DIR")
+    trust.check(path)
     if not os.path.lexists(path):
         if not write:
             raise CacheError("does not exist: run `clkiln tune` to make it")
         _create(path)
+        trust.check(path)  # somebody else may have been quicker
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise CacheError("is not a file: name another one")
@@ -136,7 +138,7 @@ def _inspect(path: Path, *, write: bool) -> int:
 
 
 def _create(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    trust.make_folders(path.parent)
     # SQLite would make it readable for everybody. The file is never opened like this once it is
     # there (another process may be quicker): closing any descriptor of a file drops all POSIX
     # locks that this process has on it, those of other connections included.
@@ -173,9 +175,10 @@ def _copy(path: Path) -> sqlite3.Connection:
         if _code(error) not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
             raise
     with tempfile.TemporaryDirectory(prefix="clkiln-cache-") as folder:
+        real = os.path.realpath(path)  # SQLite's journal lies beside it, and not beside a link
         for end in ("", "-journal", "-wal"):
             with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(f"{path}{end}", Path(folder, f"copy{end}"))
+                shutil.copyfile(f"{real}{end}", Path(folder, f"copy{end}"))
         return _in_memory(Path(folder, "copy"), "mode=rw")
 
 
