@@ -132,15 +132,21 @@ class Conv2dSpec(KernelSpec):
         return tiled if fits and layout in (None, "buffer") else plain
 
     def starts(self, workload: Workload, limits: DeviceLimits) -> tuple[Config, ...]:
-        """On a CPU as many sums as registers may hold, on a GPU tiles that share more."""
+        """On a CPU as many sums as registers may hold, on a GPU many work-items with few sums each,
+        that meet in its caches, and tiles that share more."""
         safe = self.safe(workload, limits)
+        few: dict[str, Value] = {"TP": 1, "LX": 4, "LY": 16}
         ideas: tuple[dict[str, Value], ...]
         if safe.variant == "tiled":
             ideas = ({"TM": 8}, {"TM": 8, "TN": 8}, {"LM": 16}, {"LN": 16, "LM": 16})
         else:
             ideas = ({"TP": 8}, {"V": 16, "TP": 4}, {"V": 8, "TP": 8}, {"V": 4, "TP": 8})
-        config = (safe.replace(**idea) for idea in ideas)
-        return safe, *(each for each in config if self.contains(workload, each))
+        found = [safe.replace(**idea) for idea in ideas]
+        if limits.type != "cpu":
+            at_a_time = _steps(conv_of(workload).in_one_row())[-1]
+            found.insert(0, Config.of("image", B=1, WI=0, **few))
+            found.insert(1, Config.of("buffer", V=4, C=at_a_time, **few))
+        return safe, *(each for each in found if self.contains(workload, each))
 
     # -- the kernel ------------------------------------------------------------------------------
 

@@ -92,11 +92,13 @@ class TransposeSpec(KernelSpec):
 
     def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
         axes = self.axes(workload)
-        run = axes.x if axes.rows else axes.y
+        # Along the longer axis, so that a group has something to do; else along the output.
+        along_x = axes.rows or axes.x.size > 4 * axes.y.size
+        run = axes.x if along_x else axes.y
         width = safe_width(limits, (n for n in (1, 2, 4, 8) if n <= run.size))
         items = safe_items(limits, min(64, -(-run.size // width)))
         items = max(n for n in (1, 16, 64) if n <= items)
-        untiled = Config.of("buffer", LX=items, V=width, U=1, READ=int(axes.rows))
+        untiled = Config.of("buffer", LX=items, V=width, U=1, READ=int(along_x))
         tiled = Config.of("tiled", TILE=16, LY=4, PAD=1)
         if limits.type == "cpu" or self.check(workload, tiled, limits) is not None:
             return untiled
