@@ -49,6 +49,8 @@ def model(name: str) -> Path:
     architecture, _, coding = name.partition("/")
     own = {**clk_engine.ARCHITECTURES[architecture], **SIZES}
     own["dtype"] = clk_engine.FORMATS[coding]
+    if coding.endswith("k"):
+        own["head_dim"] = clk_engine.sizes(coding, own["heads"])["head_dim"]
     if coding == "f32":
         own["intermediate"] = 320
     path = clk_engine.small_model().parent / f"split-{name.replace('/', '-')}.gguf"
