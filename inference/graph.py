@@ -173,7 +173,7 @@ class Graph:
             yield Step(qkv.workload.replace(**rotary), tensors)
         else:
             yield qkv
-            yield self._rope(layer, m, caches)
+            yield self._rope(layer, m, ctx, caches)
         attention = Workload.of("attention_decode", **heads, kv=self.kv, ctx=ctx)
         if m > 1:
             attention = Workload.of("attention_prefill", **heads, kv=self.kv, ctx=ctx, m=m)
@@ -182,9 +182,9 @@ class Graph:
             f"{layer}.attn_output", m, n=c.hidden, k=c.q_dim, x="attention", y="x", fuse="add"
         )
 
-    def _rope(self, layer: str, m: int, caches: Mapping[str, str]) -> Step:
+    def _rope(self, layer: str, m: int, ctx: int, caches: Mapping[str, str]) -> Step:
         c = self.config
-        items: dict[str, int | str] = {"m": m, "ctx": context_bucket(m), "kv": self.kv}
+        items: dict[str, int | str] = {"m": m, "ctx": ctx, "kv": self.kv}
         items |= {"heads": c.n_heads, "kv_heads": c.n_kv_heads, "head_dim": c.head_dim}
         items |= {"rope_dim": c.rope.dim, "style": c.rope_style}
         tensors = {**caches, "table": "rope_table", "qkv": "qkv"}

@@ -235,6 +235,16 @@ def test_every_reader_of_a_weight_reads_its_layout(name: str, variants: tuple[st
     assert {name: {str(layout)} for name, layout in planning.resident.layouts.items()} == read
 
 
+@pytest.mark.parametrize("name", clk_engine.MODELS)
+@pytest.mark.parametrize(("m", "ctx"), [(1, 2048), (32, 512), (256, 8192)])
+def test_what_reads_positions_may_read_all_of_the_context(name: str, m: int, ctx: int) -> None:
+    """A view as texels ends where the workload's context does."""
+    workloads = [step.workload for step in graph(name).body(m, ctx)]
+    sizes = {w.op: w.size("ctx") for w in workloads if "ctx" in dict(w.items)}
+    assert {*sizes.values()} == {ctx}
+    assert m == 1 or "rope" in sizes
+
+
 def test_a_device_that_cannot_is_told_all_that_it_cannot() -> None:
     steps = graph("llama2/q4_0")
     with (
