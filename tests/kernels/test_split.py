@@ -107,7 +107,7 @@ def test_a_head_of_151936_rows() -> None:
     """Qwen1.5-0.5B's in float16, 311 MB, on what OpenCL 1.2 promises and on a narrow device."""
     promised = Limits(features=frozenset({"images"}))
     assert pieces(151936, 1024, "f16", promised) == [(0, 50656), (50656, 101312), (101312, 151936)]
-    narrow = replace(promised, image2d_max_width=4096, image2d_max_height=4096)
+    narrow = replace(promised, image2d_max_width=2048, image2d_max_height=4096)
     assert len(pieces(151936, 1024, "f16", narrow)) == 5
     large = replace(promised, max_alloc=1 << 30)
     assert len(pieces(151936, 1024, "f16", large)) == 1
