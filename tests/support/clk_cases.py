@@ -28,15 +28,15 @@ TINY: dict[str, tuple[str, ...]] = {
         "attention_prefill ctx=11 head_dim=12 heads=2 kv=f32 kv_heads=2 m=11",
     ),
     "conv2d": (
-        "conv2d act=none bias=yes ci=3 co=18 dilation=1x1 groups=1 ih=9 iw=7 kernel=3x3 n=2 pad=0x0"
+        "conv2d act=none bias=yes ci=3 co=18 dilation=1x1 groups=1 ih=6 iw=7 kernel=3x3 n=2 pad=0x0"
         " stride=3x3 w=f16",
-        "conv2d act=relu bias=no ci=8 co=24 dilation=2x1 groups=2 ih=6 iw=5 kernel=2x3 n=1 pad=1x1"
+        "conv2d act=relu bias=no ci=8 co=16 dilation=2x1 groups=2 ih=4 iw=5 kernel=2x3 n=1 pad=1x1"
         " stride=1x2 w=f32",
         "conv2d act=gelu bias=yes ci=12 co=12 dilation=1x2 groups=12 ih=5 iw=7 kernel=3x3 n=1"
         " pad=1x2 stride=1x1 w=f32",
         "conv2d act=silu bias=no ci=9 co=21 dilation=1x1 groups=1 ih=3 iw=5 kernel=1x1 n=2 pad=0x0"
         " stride=1x1 w=f32",
-        "conv2d act=gelu_tanh bias=yes ci=5 co=17 dilation=1x1 groups=1 ih=5 iw=5 kernel=3x3 n=1"
+        "conv2d act=gelu_tanh bias=yes ci=5 co=13 dilation=1x1 groups=1 ih=4 iw=4 kernel=3x3 n=1"
         " pad=1x1 stride=2x1 w=f16",
     ),
     "embedding": (
