@@ -38,7 +38,7 @@ def now(*, days_ago: float = 0) -> str:
 
 def columns(kind: type[DataclassInstance]) -> str:
     """The columns of ``kind`` for a SELECT, in the order of its fields."""
-    return ", ".join(_types(kind))
+    return ", ".join(types(kind))
 
 
 def encode(row: DataclassInstance, **stamps: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def encode(row: DataclassInstance, **stamps: Any) -> dict[str, Any]:
 
 def decode(kind: type[R], values: Sequence[Any]) -> R:
     """Inverse of :func:`encode` over :func:`columns`. Raises ``ValueError`` for a wrong type."""
-    pairs = zip(_types(kind).items(), values, strict=True)
+    pairs = zip(types(kind).items(), values, strict=True)
     return kind(**{name: _typed(name, accepted, value) for (name, accepted), value in pairs})
 
 
@@ -82,7 +82,7 @@ def seal(key: str, payload: bytes) -> str:
 
 
 @cache
-def _types(kind: type[DataclassInstance]) -> Mapping[str, tuple[type, ...]]:
+def types(kind: type[DataclassInstance]) -> Mapping[str, tuple[type, ...]]:
     """The types that each field accepts, taken from its annotation."""
     hints = get_type_hints(kind)
     return {f.name: _accepted(hints[f.name]) for f in fields(kind)}

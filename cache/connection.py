@@ -121,7 +121,8 @@ def _inspect(path: Path, *, write: bool) -> int:
     """
     if path.parts[:1] == ("~",):
         raise CacheError("has no folder, as there is no home folder: set CLKILN_CACHE_DIR")
-    trust.check(path)
+    if not os.path.exists(path) or os.path.isfile(path):
+        trust.check(path)
     if not os.path.lexists(path):
         if not write:
             raise CacheError("does not exist: run `clkiln tune` to make it")

@@ -25,6 +25,8 @@ from .transaction import immediate
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
+    from .learnt import Combine, Learnt
+
 T = TypeVar("T")
 
 
@@ -195,6 +197,31 @@ class Store(Reader):
         pruned = self._write(delete, list[BinaryRow]())
         self._shrink()
         return pruned
+
+    # -- what moves between files ----------------------------------------------------------------
+
+    def learnt(self, *, programs: bool = False) -> Learnt:
+        """All rows but runs, without programs unless they are wanted; raises :class:`CacheError`
+        where pages are lost."""
+        from .merging import read_learnt
+
+        try:
+            return read_learnt(self._connection, programs=programs)
+        except FAULTS as error:
+            raise fault(self._path, error) from error
+
+    def merge(self, more: Learnt, combine: Combine | None = None) -> dict[str, int]:
+        """Take what another file has learnt: all in one transaction or, if anything raises, none.
+
+        Merging several in any order, or one twice, gives the same rows. ``combine`` is asked for
+        each fact of ``more``; without it the latest counts. Returns how many rows are new or
+        changed, by table.
+        """
+        from .learnt import last_value
+        from .merging import merge_into
+
+        combine = combine or last_value
+        return self._write(lambda _: merge_into(self._connection, more, combine), {})
 
     # -- how ---------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """``clkiln cache``: the cache file's path and content; checking, pruning and emptying it.
 
-Bans and pins are in ``rules.py``.
+Bans and pins are in ``rules.py``, export and import in ``transfer.py``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .common import (
     wrapped,
 )
 from .rules import ban_command, pin_command, rules_command, unban_command, unpin_command
+from .transfer import export_command, import_command
 
 if TYPE_CHECKING:
     from ..cache.rows import BinaryRow
@@ -35,7 +36,10 @@ def command() -> None:
     """Where the cache file of a device lies, what is in it; checking, pruning, emptying it."""
 
 
-for _each in (ban_command, unban_command, pin_command, unpin_command, rules_command):
+for _each in (
+    *(ban_command, unban_command, pin_command, unpin_command, rules_command),
+    *(export_command, import_command),
+):
     command.add_command(_each)
 
 
