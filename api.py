@@ -28,7 +28,7 @@ from .cache.paths import cache_file
 from .cache.rows import RunRow
 from .cache.store import Store
 from .errors import ClkilnError, TuningError, UsageError
-from .harness.rules import read_rules
+from .harness.rules import rules_on_file
 from .inference.abilities import Abilities
 from .inference.catalog import resolve
 from .inference.choose import together
@@ -38,7 +38,6 @@ from .inference.kv_cache import DEFAULT_KV
 from .inference.model import Model, open_model
 from .inference.standard import TRIALS, standard_operations, standard_uses
 from .kernels import SPECS
-from .kernels.rules import Rules
 from .kernels.variants import VariantRequest
 from .runtime.device import memory_budget
 from .runtime.faults import check_device
@@ -47,6 +46,7 @@ from .tuner.record import undone
 from .tuner.session import CONFIRM_SHARE, SECONDS_PER_TRIAL, TuningRun
 
 if TYPE_CHECKING:
+    from .inference.engine import Engine
     from .kernels.uses import Use
     from .runtime.device import Device
     from .tuner.session import Progress, TuneResult
@@ -69,7 +69,9 @@ class TuneSummary:
     and ``by_status`` how many of them ended how. ``decode_*`` and ``prefill_*`` are tokens per
     second of the whole model with safe defaults (``before``) and with what is kept now
     (``after``); None where they were not measured. ``speedup`` is there without a model only: how
-    much quicker than safe defaults the workloads searched are now, as a geometric mean.
+    much quicker than safe defaults the workloads searched are now, as a geometric mean. ``check``
+    is what the check at the end found: ``ok``, ``launches`` of which some were ``compared``, what
+    was ``banned``, a ``problem`` that is left, ``seconds``; None if there was none.
     """
 
     model: str
@@ -86,14 +88,14 @@ class TuneSummary:
     prefill_before: float | None = None
     prefill_after: float | None = None
     speedup: float | None = None
+    check: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; where nothing was left to do, without figures of a search."""
         data = asdict(self)
         if self.already_done:
             return {name: data[name] for name in _WITHOUT_SEARCH}
-        if self.model != STANDARD:
-            del data["speedup"]
+        del data["check" if self.model == STANDARD else "speedup"]
         return data
 
 
@@ -112,6 +114,7 @@ def tune(
     limits: Sequence[str | Path] = (),
     force: bool = False,
     quantize: str | None = None,
+    check: bool = True,
     progress: Callable[[Progress], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> TuneSummary:
@@ -126,7 +129,8 @@ def tune(
     the search to operations (``gemv``, ...), ``variant`` forces where operands lie, as
     ``--variant`` does; ``limits`` is as of ``Engine.load``, and what is found under limits is kept
     apart. ``force`` searches again what is done already. ``quantize`` is the coding in
-    which float weights are loaded, as of ``Engine.load``.
+    which float weights are loaded, as of ``Engine.load``. ``check``: at the end compare some of the
+    model's launches with their references, and replace what is wrong.
 
     ``progress`` is called after every trial with a :class:`~clkiln.tuner.session.Progress`,
     ``warn`` with each warning as one line (default: the log). What was found is kept whatever ends
@@ -140,7 +144,7 @@ def tune(
     """
     with TuningJob(
         model, device, cache, level=level, budget=budget, kernels=kernels, variant=variant,
-        limits=limits, force=force, quantize=quantize, warn=warn,
+        limits=limits, force=force, quantize=quantize, check=check, warn=warn,
     ) as job:  # fmt: skip
         return job.run(progress)
 
@@ -165,9 +169,10 @@ class TuningJob:
         limits: Sequence[str | Path] = (),
         force: bool = False,
         quantize: str | None = None,
+        check: bool = True,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self._warn, self.force = warn or logger.warning, force
+        self._warn, self.force, self.check = warn or logger.warning, force, check
         if level not in LEVELS:
             raise UsageError(f"level {level!r}: {', '.join(LEVELS)}")
         self.level, self.seconds = LEVELS[level], _seconds(budget)
@@ -233,7 +238,7 @@ class TuningJob:
     def preview(self) -> dict[str, Any]:
         """What a run would search: workloads, feasible configurations, estimated seconds."""
         info, rows, total = self.device.info, [], 0
-        rules = self._rules()
+        rules = rules_on_file(self.cache, info.driver_key).under(self.variants)
         for use in self.wanted:
             spec, kind = SPECS[use.workload.op], self._abilities.kind(use.workload)
             found = spec.feasible(use.workload, info, kind)
@@ -248,13 +253,6 @@ class TuningJob:
             "feasible": total,
             "estimated_s": min(limit for limit in limits if limit is not None),
         }
-
-    def _rules(self) -> Rules:
-        """Bans and pins, without making a cache file where there is none."""
-        if not self.cache.exists():
-            return Rules()
-        with Store.open(self.cache, write=False, warn=self._warn) as store:
-            return read_rules(store, self.device.info.driver_key).under(self.variants)
 
     def __enter__(self) -> TuningJob:
         return self
@@ -274,6 +272,8 @@ class TuningJob:
         """Search :attr:`todo`, measure the engine before and after, keep and return the figures."""
         if not self.todo:
             return self._summary(already_done=True, kernels=len(self.wanted))
+        from .inference.check import after_tuning
+
         check_device(self.device)
         driver = self.device.info.driver_key
         row = RunRow(self.name, self.level.name, driver, self.seconds)
@@ -293,12 +293,15 @@ class TuningJob:
             if isinstance(error, TuningError):
                 raise TuningError(f"{error}; {self._kept(tuning.result.trials)}") from error
             raise
+        check = None
+        if (model := self.model) is not None and self.check:
+            check = after_tuning(lambda: self._engine(model, self.cache), self._warn)
         speeds = {} if self.model is None else self._speeds(self.model, result)
         self.store.finish_run(run_id, result.seconds, _figures(result, speeds))
         return self._summary(
             already_done=False, kernels=len(tuning.tasks), seconds=result.seconds,
             trials=result.trials, by_status=result.by_status, **speeds,
-            speedup=None if self.model else self._speedup(),
+            speedup=None if self.model else self._speedup(), check=check,
         )  # fmt: skip
 
     def _kept(self, trials: int) -> str:
@@ -357,18 +360,19 @@ class TuningJob:
                 store.put_binary(key, binary, label=label, driver=self.device.info.driver_key)
 
     def _speed(self, model: Model, cache: Path) -> tuple[float, float]:
-        from .inference.engine import Engine
         from .inference.speed import measure_decode, measure_prefill
 
-        variant = [f"{op}={kind}" for op, kind in self.variants.by_op.items()]
-        if self.variants.default:
-            variant.append(self.variants.default)
-        with Engine.load(
-            model.path, self.device, cache, quantize=self.quantize, variant=variant,
-            warn=lambda text: None,
-        ) as engine:  # fmt: skip
+        with self._engine(model, cache) as engine:
             decode = measure_decode(engine, DECODE_TOKENS, DECODE_REPEATS).median
             return decode, measure_prefill(engine, PREFILL_TOKENS, PREFILL_REPEATS).median
+
+    def _engine(self, model: Model, cache: Path) -> Engine:
+        from .inference.engine import Engine
+
+        return Engine.load(
+            model.path, self.device, cache, quantize=self.quantize,
+            variant=str(self.variants).split(), check=False, warn=lambda text: None,
+        )  # fmt: skip
 
 
 def _seconds(budget: float | str | None) -> float | None:

@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "Answer a prompt.",
     "chat": "Talk with a model.",
     "tune": "Search the best kernels of a model for a device, once.",
+    "check": "Compare what a model runs with NumPy; replace what is wrong.",
     "bench": "Measure prefill and decode speed.",
     "report": "Show what was searched, found and kept.",
     "cache": "The cache file: path, content, checking, pruning, bans and pins.",

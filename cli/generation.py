@@ -93,5 +93,9 @@ loading = _gathered(
     click.option(
         "--require-cache", is_flag=True, help="Fail if anything would compile or fall back."
     ),
+    click.option(
+        "--no-check", "check", flag_value=False, default=True,
+        help="After a driver update, don't check the model once.",
+    ),
     *(OPTIONS[name] for name in ("quantize", "device", "cache", "variant", "limits")),
 )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,6 @@ from ..errors import UsageError
 from .common import CONTEXT, print_json, shared, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ..cache.store import Store
     from ..kernels.rules import Rules
     from ..runtime.device import DeviceInfo
 
@@ -26,9 +22,14 @@ OP_VARIANT = click.argument("choice", metavar="OP=VARIANT")
 @click.command("ban", context_settings=CONTEXT)
 @OP_VARIANT
 @click.option("--reason", default="by hand", metavar="TEXT", help="Why; it is kept beside the ban.")
-@shared("device", "cache", "json")
+@shared("device", "cache", "limits", "json")
 def ban_command(
-    choice: str, reason: str, device: str | None, cache: Path | None, as_json: bool
+    choice: str,
+    reason: str,
+    device: str | None,
+    cache: Path | None,
+    limits: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Never use a variant of an operation on this driver, for example gemv=image.
 
@@ -46,13 +47,15 @@ def ban_command(
         _check_left(banned, info, op, f"banning {choice}")
         return banned
 
-    _change(change, device, cache, as_json, f"banned {choice}")
+    _change(change, device, cache, limits, as_json, f"banned {choice}")
 
 
 @click.command("unban", context_settings=CONTEXT)
 @OP_VARIANT
-@shared("device", "cache", "json")
-def unban_command(choice: str, device: str | None, cache: Path | None, as_json: bool) -> None:
+@shared("device", "cache", "limits", "json")
+def unban_command(
+    choice: str, device: str | None, cache: Path | None, limits: tuple[str, ...], as_json: bool
+) -> None:
     """Allow a banned variant again, and its configurations that were banned one by one."""
     op, variant = _parsed(choice)
 
@@ -62,13 +65,15 @@ def unban_command(choice: str, device: str | None, cache: Path | None, as_json: 
             raise UsageError(f"{choice} is not banned; clkiln cache rules lists what is")
         return allowed
 
-    _change(change, device, cache, as_json, f"{choice} may be used again", again=op)
+    _change(change, device, cache, limits, as_json, f"{choice} may be used again", again=op)
 
 
 @click.command("pin", context_settings=CONTEXT)
 @OP_VARIANT
-@shared("device", "cache", "json")
-def pin_command(choice: str, device: str | None, cache: Path | None, as_json: bool) -> None:
+@shared("device", "cache", "limits", "json")
+def pin_command(
+    choice: str, device: str | None, cache: Path | None, limits: tuple[str, ...], as_json: bool
+) -> None:
     """Always use one variant of an operation on this driver, for example gemm=buffer.
 
     It holds for runs and for tuning until clkiln cache unpin; --variant goes before it. Operations
@@ -85,13 +90,15 @@ def pin_command(choice: str, device: str | None, cache: Path | None, as_json: bo
         _check_left(pinned, info, op, f"pinning {choice}")
         return pinned
 
-    _change(change, device, cache, as_json, f"pinned {choice}", again=op)
+    _change(change, device, cache, limits, as_json, f"pinned {choice}", again=op)
 
 
 @click.command("unpin", context_settings=CONTEXT)
 @click.argument("operation", metavar="OP")
-@shared("device", "cache", "json")
-def unpin_command(operation: str, device: str | None, cache: Path | None, as_json: bool) -> None:
+@shared("device", "cache", "limits", "json")
+def unpin_command(
+    operation: str, device: str | None, cache: Path | None, limits: tuple[str, ...], as_json: bool
+) -> None:
     """Let an operation take any variant again."""
     from ..kernels.survey import find_spec
 
@@ -103,22 +110,19 @@ def unpin_command(operation: str, device: str | None, cache: Path | None, as_jso
             raise UsageError(f"{op} is not pinned; clkiln cache rules lists what is")
         return rules.unpin(op)
 
-    _change(change, device, cache, as_json, f"{op} may take any variant again", again=op)
+    _change(change, device, cache, limits, as_json, f"{op} may take any variant again", again=op)
 
 
 @click.command("rules", context_settings=CONTEXT)
-@shared("device", "cache", "json")
-def rules_command(device: str | None, cache: Path | None, as_json: bool) -> None:
+@shared("device", "cache", "limits", "json")
+def rules_command(
+    device: str | None, cache: Path | None, limits: tuple[str, ...], as_json: bool
+) -> None:
     """List what is banned and pinned for the device's driver, and why."""
-    from ..cache.store import Store
-    from ..harness.rules import read_rules
-    from ..kernels.rules import Rules
+    from ..harness.rules import rules_on_file
 
-    info, path = _place(device, cache)
-    rules = Rules()
-    if path.exists():
-        with Store.open(path, write=False) as store:
-            rules = read_rules(store, info.driver_key)
+    info, path = _place(device, cache, limits)
+    rules = rules_on_file(path, info.driver_key)
     if as_json:
         print_json(_as_json(path, info, rules))
         return
@@ -171,39 +175,37 @@ def _check_left(rules: Rules, info: DeviceInfo, op: str, doing: str) -> None:
         )
 
 
-def _place(device: str | None, cache: Path | None) -> tuple[DeviceInfo, Path]:
+def _place(
+    device: str | None, cache: Path | None, limits: tuple[str, ...]
+) -> tuple[DeviceInfo, Path]:
     """The device whose driver is meant, and the cache file; rules are kept per driver."""
     from ..cache.paths import cache_file
     from ..runtime.device import select_device, selector_from_environment
+    from ..runtime.pretend import asked_limits, limited_devices
 
-    info = select_device(device or selector_from_environment()).info
+    devices = limited_devices(asked_limits(limits))
+    info = select_device(device or selector_from_environment(), devices).info
     return info, cache or cache_file(info.name, info.platform)
-
-
-@contextmanager
-def _opened(device: str | None, cache: Path | None) -> Iterator[tuple[DeviceInfo, Path, Store]]:
-    from ..cache.rows import DriverRow
-    from ..cache.store import Store
-
-    info, path = _place(device, cache)
-    with Store.open(path) as store:
-        store.put_driver(DriverRow(info.driver_key, info.as_dict()))
-        yield info, path, store
 
 
 def _change(
     change: Callable[[Rules, DeviceInfo], Rules],
     device: str | None,
     cache: Path | None,
+    limits: tuple[str, ...],
     as_json: bool,
     done: str,
     again: str | None = None,
 ) -> None:
     """Change the rules of a driver and say so; ``again`` is an operation to be searched anew."""
+    from ..cache.rows import DriverRow
+    from ..cache.store import Store
     from ..harness.rules import read_rules, write_rules
     from ..tuner.record import reopen
 
-    with _opened(device, cache) as (info, path, store):
+    info, path = _place(device, cache, limits)
+    with Store.open(path) as store:
+        store.put_driver(DriverRow(info.driver_key, info.as_dict()))
         rules = change(read_rules(store, info.driver_key), info)
         write_rules(store, info.driver_key, rules)
         if again:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     help="Only this operation.",
 )
 @click.option("--force", is_flag=True, help="Search again what is done already.")
+@click.option(
+    "--no-check", "check", flag_value=False, default=True,
+    help="Don't compare the model's launches with NumPy at the end.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be searched, and how long.")
 @click.option(
     "--simulate", metavar="FILE", type=FilePath(),
@@ -51,6 +55,7 @@ def command(
     budget: str | None,
     kernels: tuple[str, ...],
     force: bool,
+    check: bool,
     dry_run: bool,
     simulate: Path | None,
     export: tuple[str, Path] | None,
@@ -88,7 +93,7 @@ def command(
 
     with TuningJob(
         model, device, cache, level=level, budget=budget, kernels=kernels, variant=variant,
-        limits=limits, force=force, quantize=quantize, warn=warn,
+        limits=limits, force=force, quantize=quantize, check=check, warn=warn,
     ) as job:  # fmt: skip
         if dry_run:
             _print_preview(job.preview(), as_json)
@@ -140,6 +145,12 @@ def _print_summary(summary: TuneSummary, following: str) -> None:
             f"{summary.level} for {summary.device} (--force searches again)"
         )
         return
+    if summary.check and summary.check["ok"]:
+        found = summary.check
+        note(
+            f"checked in {found['seconds']:.1f} s: {found['compared']} of {found['launches']} "
+            f"launches of the model compared with their references, right"
+        )
     click.echo(
         f"tuned {summary.kernels} kernels in {summary.seconds:.0f} s ({summary.trials} trials): "
         f"{_gain(summary)}kept in {summary.cache_file}; next: {following}"

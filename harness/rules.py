@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..cache.store import Store
 from ..kernels.rules import Rules
 
@@ -17,3 +19,14 @@ def read_rules(store: Store, driver: str) -> Rules:
 def write_rules(store: Store, driver: str, rules: Rules) -> None:
     """Keep ``rules`` in place of those before. Raises :class:`~clkiln.errors.CacheError`."""
     store.set_fact(RULES, rules.as_dict(), driver=driver)
+
+
+def rules_on_file(path: Path, driver: str) -> Rules:
+    """As :func:`read_rules`, from a cache file that need not exist.
+
+    Raises :class:`~clkiln.errors.CacheError` for a file that is none of clkiln's.
+    """
+    if not path.exists():
+        return Rules()
+    with Store.open(path, write=False, warn=lambda text: None) as store:
+        return read_rules(store, driver)

@@ -21,6 +21,7 @@ from ..errors import ContextLengthError, OpenCLError, UsageError
 from ..kernels.variants import VariantRequest
 from ..runtime.context import Context
 from ..runtime.device import Device
+from ..runtime.identity import split_key
 from ..runtime.program import ProgramLoader
 from .catalog import resolve
 from .chat import check_messages, render
@@ -29,6 +30,7 @@ from .completion import Completion, Stream
 from .config import ModelConfig
 from .conversation import Transcript
 from .devices import choose_device
+from .findings import CHECK
 from .generation import Generation
 from .kv_cache import DEFAULT_KV, KV_DTYPES
 from .model import Model, open_model
@@ -71,6 +73,7 @@ class Engine:
         quantize: str | None = None,
         variant: Sequence[str] = (),
         limits: Sequence[str | Path] = (),
+        check: bool = True,
         warn: Callable[[str], None] | None = None,
     ) -> Engine:
         """Open ``model`` (a path or a catalog entry) on ``device`` with the device's cache file.
@@ -83,8 +86,10 @@ class Engine:
         at the cost of float16 rounding (up to 2e-3 of the logits, where float32 stays below 1e-5).
         ``quantize`` (``q4_0`` or ``q8_0``) codes float weights so while they are loaded.
         ``variant`` is as of ``--variant``. ``limits`` are profiles or files, as of ``--limits``, by
-        which the device pretends to be a smaller one; none asks ``CLKILN_LIMITS``. ``warn`` gets
-        each warning as one line (default: the log).
+        which the device pretends to be a smaller one; none asks ``CLKILN_LIMITS``. ``check``: at
+        the model's first start since the driver changed, compare some of its launches with their
+        references, and replace what is wrong; later starts are not concerned. ``warn`` gets each
+        warning as one line (default: the log).
 
         Raises :class:`~clkiln.errors.ModelError` and its kin for the file,
         :class:`~clkiln.errors.DeviceError` for the device,
@@ -112,11 +117,22 @@ class Engine:
                 limit=limit, whole=ctx_size is not None, kv=kv_dtype, warn=warn,
             )  # fmt: skip
             engine = cls(runner, opened.tokenizer(), opened, store, why=why)
+            due = check and engine._check_is_due()
             engine._report_choices(warn)
         except BaseException:
             store.close()
             raise
-        return engine
+        if not due:
+            return engine
+        from .check import after_driver_change  # once in a driver's life
+
+        def again() -> Engine:
+            return cls.load(
+                model, chosen, path, require_cache, ctx_size=ctx_size, kv_dtype=kv_dtype,
+                quantize=quantize, variant=variant, check=False, warn=warn,
+            )  # fmt: skip
+
+        return after_driver_change(engine, again, warn)
 
     def __enter__(self) -> Engine:
         return self
@@ -240,6 +256,20 @@ class Engine:
         """Which operations don't run as ``--variant`` asks of all, and why."""
         planner = self.runner.planner
         return planner.chooser.abilities.unmet(planner.choices)
+
+    def _check_is_due(self) -> bool:
+        """Whether the model runs for the first time since the driver of its device changed.
+
+        Not where nothing is kept: it would be due at every start. Not under ``--variant``, and not
+        where nothing may be compiled. A driver under other limits is the same driver.
+        """
+        driver, planner = self.device.driver_key, self.runner.planner
+        if not self.store.keeps or planner.loader.require_cache or str(planner.chooser.variants):
+            return False
+        own, _ = split_key(driver)
+        if all(split_key(row.driver)[0] == own for row in self.store.drivers()):
+            return False
+        return self.store.fact(f"{CHECK}{self.config.digest}", driver=driver) is None
 
     def _report_choices(self, warn: Callable[[str], None]) -> None:
         counts = origins(self.runner.planner.choices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import CacheMissError, UnsupportedOperation
 from ..harness.operation import exceeded, label_of, source_of
@@ -25,11 +25,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BoundStep:
-    """A launch, and what is needed to give it the geometry of a smaller step."""
+    """A launch, and what is needed to give it the geometry of a smaller step.
+
+    ``names`` are the graph's names of what lies in the place of its arguments.
+    """
 
     launch: Launch
     workload: Workload
     config: Config
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def geometry(self, m: int) -> Geometry:
         items = dict(self.workload.items)
@@ -224,7 +228,7 @@ class Planner:
                 for argument in spec.arguments(step.workload, choice.config)
             ]
             launch = Launch(program, seen, spec.geometry(step.workload, choice.config))
-            self._launches[key] = BoundStep(launch, step.workload, choice.config)
+            self._launches[key] = BoundStep(launch, step.workload, choice.config, step.tensors)
         return self._launches[key]
 
     def _tensor(self, step: Step, argument: Argument) -> Tensor:

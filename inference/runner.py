@@ -65,6 +65,8 @@ class Runner:
         self._cache = KVCache(context, self.planner, weights, kv, self.limit)
         self._picked: int | None = None
         self._plans: dict[tuple[int, int], Plan] = {}
+        #: Runs a plan for a number of tokens; a check puts its own in this place.
+        self.execute: Callable[[Plan, int], None] = Plan.run
         self._rows = 1
         self._load()
 
@@ -162,7 +164,7 @@ class Runner:
             target.write(np.array(tokens, np.int32))
         self._picked = None
         tensors["state"].write(np.array([start, m, 0, 0], np.int32))
-        plan.run(m)
+        self.execute(plan, m)
         if m > 1:
             tensors["x"].move(self.config.hidden * (m - 1), self.config.hidden)
         # Last: whatever cuts this short leaves positions that the next tokens overwrite.
@@ -171,7 +173,7 @@ class Runner:
             self._repeatable += CHUNK
 
     def _head(self) -> None:
-        self._head_plan().run(1)
+        self.execute(self._head_plan(), 1)
 
     def _body_plan(self, m: int, ctx: int) -> Plan:
         if (m, ctx) not in self._plans:

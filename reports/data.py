@@ -19,6 +19,7 @@ from ..cache.store import Store
 from ..errors import CacheError
 from ..kernels import SPECS
 from ..runtime.identity import split_key
+from .checks import check_reports, rule_reports
 from .model import DriverReport, KernelReport, Report, Roof, RunReport, Speed, Totals
 from .results import count, in_order, kernel_reports, operation, positive
 
@@ -159,6 +160,9 @@ def _driver(
         kernels=kernels,
         runs=runs,
         speeds=speeds,
+        # Of the whole model and device: with a filter they would say too much.
+        checks=check_reports(facts) if kernel is None else (),
+        rules=rule_reports(facts) if kernel is None else (),
         binaries=len(binaries),
         binary_bytes=sum(binary.size for binary in binaries),
         notes=_notes(roof, kernels, speeds, current=current),

@@ -59,6 +59,9 @@ def _environment() -> Environment:
     environment.filters.update(
         code=_code,
         day=write.day,
+        error=write.error,
+        scope=write.check_scope,
+        verdict=write.verdict,
         duration=partial(write.duration, micro="µs"),
         factor=write.factor,
         parameters=write.parameters,

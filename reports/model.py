@@ -109,6 +109,51 @@ class RunReport:
 
 
 @dataclass(frozen=True)
+class CheckedOperation:
+    """One variant of an operation in a check: the ``worst`` error beside what was ``allowed``."""
+
+    op: str
+    variant: str
+    launches: int | None
+    compared: int | None
+    worst: float | None
+    allowed: float | None
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The latest check of a model: what was compared with the reference, and what came of it.
+
+    ``banned`` are pairs of what was found wrong and why; ``problem`` is what could not be replaced.
+    """
+
+    model: str
+    checked: str
+    ok: bool
+    problem: str
+    short: bool
+    seconds: float | None
+    repeat: int | None
+    launches: int | None
+    compared: int | None
+    same: bool | None
+    logits_error: float | None
+    operations: tuple[CheckedOperation, ...]
+    banned: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class RuleReport:
+    """A ban or a pin of a driver; ``by`` is who made it: a check or the user."""
+
+    kind: Literal["banned", "pinned"]
+    what: str
+    reason: str
+    by: str
+    since: str
+
+
+@dataclass(frozen=True)
 class Totals:
     """Sums over the kernels of one driver; ``tune_time`` is of the runs that ended.
 
@@ -147,6 +192,8 @@ class DriverReport:
     kernels: tuple[KernelReport, ...]
     runs: tuple[RunReport, ...]
     speeds: tuple[Speed, ...]
+    checks: tuple[CheckReport, ...]
+    rules: tuple[RuleReport, ...]
     binaries: int
     binary_bytes: int
     notes: tuple[str, ...]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import text as write
-from .model import DriverReport, KernelReport, Report, RunReport
+from .model import CheckReport, DriverReport, KernelReport, Report, RuleReport, RunReport
 
 #: Colours of the outcomes of trials; rich drops them where nobody sees them.
 _OUTCOME_STYLES = {"ok": "green", "wrong result": "red", "crash": "red", "timeout": "yellow"}
@@ -47,6 +47,11 @@ def _render_driver(driver: DriverReport, console: Console, *, detailed: bool) ->
         _print_table(_run_table(driver.runs), console)
     if driver.speeds:
         _print_table(_speed_table(driver), console)
+    for check in driver.checks:
+        _print_table(_check_table(check), console)
+        console.print(_safe(f"{write.check_scope(check)}: {write.verdict(check)}"))
+    if driver.rules:
+        _print_table(_rule_table(driver.rules), console)
     for note in driver.notes:
         console.print(_safe(f"Note: {note}", "dim"))
 
@@ -183,6 +188,35 @@ def _speed_table(driver: DriverReport) -> Table:
             write.tokens(speed.prefill_tok_s),
             tuned,
             _safe(write.day(speed.measured)),
+        )
+    return table
+
+
+def _check_table(check: CheckReport) -> Table:
+    first = f"Check of {check.model}, {write.day(check.checked)}"
+    table = _table(first, "Variant", "Launches>", "Compared>", "Worst error>", "Allowed>")
+    for each in check.operations:
+        table.add_row(
+            _safe(each.op),
+            _safe(each.variant),
+            write.MISSING if each.launches is None else str(each.launches),
+            write.MISSING if each.compared is None else str(each.compared),
+            write.error(each.worst),
+            write.error(each.allowed),
+        )
+    return table
+
+
+def _rule_table(rules: Iterable[RuleReport]) -> Table:
+    table = _table("Banned or pinned", "Why", "By", "Since")
+    for rule in rules:
+        style = "red" if rule.kind == "banned" else ""
+        by = "check" if rule.by == "check" else "by hand"
+        table.add_row(
+            _safe(f"{rule.kind} {rule.what}", style),
+            _safe(rule.reason or write.MISSING),
+            by,
+            _safe(write.day(rule.since)),
         )
     return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..kernels.types import Config
 from ..units import readable, scaled, three_digits
+from .model import CheckReport
 
 MISSING = "-"
 #: Bytes in binary units.
@@ -76,3 +77,30 @@ def parameters(config: str | None) -> str:
 def plural(number: int, one: str, many: str | None = None) -> str:
     """``1 binary``, ``1,200 binaries``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def error(value: float | None) -> str:
+    """A relative error: ``1.3e-07``; none at all is 0."""
+    if value is None:
+        return MISSING
+    return f"{value:.1e}" if value else "0"
+
+
+def verdict(check: CheckReport) -> str:
+    """What came of a check, in a few words."""
+    if check.problem or not check.ok:
+        return f"WRONG: {check.problem or 'no reason is kept'}"
+    return f"right, {plural(len(check.banned), 'ban')} made" if check.banned else "right"
+
+
+def check_scope(check: CheckReport) -> str:
+    """How much of a model a check compared."""
+    parts = [f"{check.compared} of {check.launches} launches compared"]
+    if check.repeat:
+        bits = {True: ", the same bits", False: ", NOT the same bits", None: ""}[check.same]
+        parts.append(f"{plural(check.repeat, 'repeat')}{bits}")
+    if check.logits_error is not None:
+        parts.append(f"logits {error(check.logits_error)} off the references")
+    if check.short:
+        parts.append("short form")
+    return "; ".join(parts)

@@ -21,12 +21,13 @@ FLAGS: dict[str, str] = {
     "run": "--device --cache --json -n --max-tokens --temp --temperature --top-k --top-p --seed -c "
     "--ctx-size --raw --verbose --require-cache --variant --kv-dtype -f --file "
     "--system --min-p --repeat-penalty --presence-penalty --frequency-penalty --stop --logprobs "
-    "--quantize --debug",
+    "--quantize --no-check --debug",
     "chat": "--device --cache --json -n --max-tokens --temp --temperature --top-k --top-p --seed "
     "-c --ctx-size --verbose --require-cache --variant --kv-dtype --system --min-p --load --stop "
-    "--repeat-penalty --presence-penalty --frequency-penalty --quantize --debug",
+    "--repeat-penalty --presence-penalty --frequency-penalty --quantize --no-check --debug",
     "tune": "--device --cache --json --level --budget --kernel --force --dry-run --variant "
-    "--simulate --export --quantize --debug",
+    "--simulate --export --quantize --no-check --debug",
+    "check": "--device --cache --json --repeat --against --kv-dtype --variant --quantize --debug",
     "bench": "--device --cache --json -p -n -r -o --variant --quantize --debug",
     "report": "--device --cache --json --html --kernel --debug",
     "cache": "",
@@ -35,6 +36,11 @@ FLAGS: dict[str, str] = {
     "cache clear": "--device --cache --json --binaries --yes --debug",
     "cache verify": "--device --cache --json --debug",
     "cache prune": "--device --cache --json --max-size --older-than --dry-run --debug",
+    "cache ban": "--device --cache --json --reason --debug",
+    "cache unban": "--device --cache --json --debug",
+    "cache pin": "--device --cache --json --debug",
+    "cache unpin": "--device --cache --json --debug",
+    "cache rules": "--device --cache --json --debug",
     "models": "--json --debug",
     "models show": "--json --debug",
     "models rm": "--yes --json --debug",

@@ -20,8 +20,12 @@ from clkiln.runtime.limits import FIGURES, PROFILES, WITHOUT, Limits
 ROOT = Path(__file__).resolve().parents[2]
 LONG = pytest.mark.long
 #: Pages whose commands need nothing but a model, in the order in which people read them.
-PAGES = ("README.md", "docs/getting-started.md", "docs/cache.md", "docs/limits.md",
-         "docs/tuning-guide.md")  # fmt: skip
+PAGES = (
+    "README.md", "docs/getting-started.md", "docs/cache.md", "docs/limits.md",
+    "docs/tuning-guide.md", "docs/checking.md",
+)  # fmt: skip
+#: Pages whose commands take minutes.
+SLOW = ("tuning-guide.md", "checking.md")
 
 
 def test_a_kernel_is_added_as_the_page_says(tmp_path: Path) -> None:
@@ -90,7 +94,8 @@ def reader(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Reader
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=LONG if "tuning" in page else ()) for page in PAGES]
+    "page",
+    [pytest.param(page, marks=LONG if page.endswith(SLOW) else ()) for page in PAGES],
 )
 def test_commands_do_what_the_page_says(page: str, reader: Reader) -> None:
     """In the order of the pages: what one tuned, the next one uses."""

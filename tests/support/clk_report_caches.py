@@ -7,7 +7,9 @@ from pathlib import Path
 
 from clkiln.cache.rows import BestRow, DriverRow, RunRow, TrialRow
 from clkiln.cache.store import Store
+from clkiln.harness.rules import write_rules
 from clkiln.kernels import SPECS
+from clkiln.kernels.rules import Ban, Rules
 from clkiln.kernels.types import Config, Workload
 
 DRIVER = "5d1c0ffee0000001"
@@ -28,6 +30,32 @@ SPEED = {
     "tuned": True,
     "measured": "2026-11-20T18:00:00Z",
 }
+#: A check as the engine keeps it, with a ban that it made.
+CHECK = {
+    "model": "smollm2-135m",
+    "checked": "2026-11-20T18:05:00Z",
+    "seconds": 24.5,
+    "short": False,
+    "ok": True,
+    "problem": "",
+    "repeat": 3,
+    "launches": 1104,
+    "compared": 1080,
+    "same": True,
+    "banned": [{"what": "gemv=image", "reason": "blk.0.qkv: y: 3 of 960 not finite"}],
+    "logits": [{"positions": 23, "error": 1.3e-06, "allowed": 1e-3}],
+    "operations": [
+        {"op": "gemv", "variant": "buffer", "launches": 486, "compared": 480, "random": 5,
+         "worst": 1.1e-06, "allowed": 2e-05},
+        {"op": "argmax", "variant": "buffer", "launches": 6, "compared": 6, "random": 1,
+         "worst": 0.0, "allowed": 0.0},
+    ],
+}  # fmt: skip
+RULES = (
+    Rules()
+    .ban("gemv", "image", Ban("blk.0.qkv: y: 3 of 960 not finite", "check", "", "2026-11-20T18:05"))
+    .pin("gemm", "buffer")
+)
 RESULT = {
     "decode_before": 14.2,
     "decode_after": 61.3,
@@ -58,6 +86,8 @@ def tuned(path: Path, *, seed: int = 0, trials: int = 40, roof: bool = True) -> 
         for name, value in ROOF.items() if roof else ():
             store.set_fact(name, value, driver=DRIVER)
         store.set_fact(f"speed:{'5e' * 32}", SPEED, driver=DRIVER)
+        store.set_fact(f"check:{'5e' * 32}", CHECK, driver=DRIVER)
+        write_rules(store, DRIVER, RULES)
         run = store.start_run(RunRow("smollm2-135m", "normal", DRIVER, budget=300.0))
         for workload, time in WORKLOADS.items():
             search(store, str(workload), time, rng=rng, trials=trials, run=run)

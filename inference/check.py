@@ -1,0 +1,193 @@
+"""Checks what a model runs on a device, replaces what is wrong, and keeps what was found.
+
+A launch that is wrong is named; its variant is banned for this driver or, where it is the only one,
+its configuration. The next best is checked in turn, until nothing is wrong or nothing is left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..cache.codec import now
+from ..errors import ClkilnError, UnsupportedOperation
+from ..harness.rules import read_rules, write_rules
+from ..kernels import SPECS
+from ..kernels.capability import Capabilities
+from ..kernels.rules import SHARING, Ban, Rules, places
+from ..kernels.types import Config, DeviceLimits
+from .exam import SHORT, Effort, Exam, Findings, Progress, unexplained
+from .findings import CHECK, CheckResult, Fault, tally_of
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+#: Rounds after which a check gives up: each bans something.
+ROUNDS = 40
+
+
+def examine(
+    engine: Engine,
+    load: Callable[[], Engine],
+    effort: Effort | None = None,
+    progress: Progress = lambda doing: None,
+) -> tuple[CheckResult, Engine | None]:
+    """Check what ``engine`` runs, and replace what is wrong.
+
+    Returns what was found, and the engine that is to be used from now on: the one given or, where
+    something was banned, one that ``load`` made after the one before was closed; None where nothing
+    is left to run. The result is kept in the cache file, with the bans.
+    """
+    effort, start = effort or Effort(), time.monotonic()
+    device = engine.device
+    result = CheckResult(
+        engine.config.name, device.name, device.driver_version, effort.repeat, effort.short
+    )
+    keep, known = _keeper(engine), set[tuple[object, ...]]()
+    current: Engine | None = engine
+    while current is not None:
+        result.rounds += 1
+        found = Exam(current, effort, known, progress).run()
+        _merge(result, found)
+        current.runner.loader.keep_fresh()
+        if not found.faults:
+            result.problem = unexplained(found)
+            break
+        if not current.store.keeps:
+            result.problem = f"{found.faults[0]}; nothing is banned, as no cache file is written"
+            break
+        if result.rounds == ROUNDS:
+            result.problem = f"after {ROUNDS} rounds still wrong: {found.faults[0]}"
+            break
+        ban(current, found.faults, result)
+        current.close()
+        try:
+            current = load()
+        except UnsupportedOperation as error:
+            current, result.problem = None, f"nothing is left that is right: {error}"
+    result.checked, result.seconds = now(), time.monotonic() - start
+    keep(current, result)
+    return result, current
+
+
+def _merge(result: CheckResult, found: Findings) -> None:
+    """Take over what a round found. The tallies of what was banned stay."""
+    for tally in found.tallies:
+        before = tally_of(result.operations, tally.op, tally.variant)
+        if before is None:
+            result.operations.append(replace(tally))
+            continue
+        before.launches, before.random = tally.launches, before.random + tally.random
+        before.compared += tally.compared
+        before.note(tally.worst, tally.allowed)
+    result.faults += found.faults
+    result.logits, result.same, result.notes = found.logits, found.same, found.notes
+
+
+def _keeper(engine: Engine) -> Callable[[Engine | None, CheckResult], None]:
+    """Writes a result into the cache file, whether there is an engine in the end or not."""
+    from ..cache.store import Store
+
+    path, driver = engine.store.path, engine.device.driver_key
+    name = f"{CHECK}{engine.config.digest}"
+    asked = bool(str(engine.runner.planner.chooser.variants))
+
+    def keep(last: Engine | None, result: CheckResult) -> None:
+        if asked or path is None:
+            return  # what was forced is not what runs
+        if last is not None:
+            last.store.set_fact(name, result.as_dict(), driver=driver)
+            return
+        with Store.open(path) as store:
+            store.set_fact(name, result.as_dict(), driver=driver)
+
+    return keep
+
+
+# -- bans --------------------------------------------------------------------------------------
+
+
+def ban(engine: Engine, faults: Collection[Fault], result: CheckResult) -> None:
+    """Ban what was wrong for the driver of ``engine``, and note it in ``result``."""
+    driver, chooser = engine.device.driver_key, engine.runner.planner.chooser
+    rules = read_rules(engine.store, driver)
+    together = SHARING if engine.config.tied else SHARING[:2]
+    for fault in faults:
+        if not rules.allows(fault.workload, fault.config):
+            continue  # banned with another of the faults
+        kind = chooser.variants.by_op.get(fault.workload.op)
+        rules, what = rule_out(rules, fault, engine.device, together, kind)
+        result.banned.append({"what": what, "reason": f"{fault.place}: {fault.message}"})
+    write_rules(engine.store, driver, rules)
+
+
+def rule_out(
+    rules: Rules, fault: Fault, limits: DeviceLimits, together: Collection[str], kind: str | None
+) -> tuple[Rules, str]:
+    """``rules`` that forbid what was at fault, and what they forbid in words.
+
+    The variant, if another one (of ``kind``, where one was asked for) can run the workload, and all
+    of the operations ``together`` can still read a weight in one place. Else the configuration.
+    """
+    workload, config = fault.workload, fault.config
+    op, name = workload.op, config.variant
+    why = Ban(f"{fault.place}: {fault.message}", "check", SPECS[op].digest(), now())
+    without, can = rules.ban(op, name, why), Capabilities(limits)
+    others = [
+        variant
+        for variant in without.left(op)
+        if kind in (None, variant.kind) and isinstance(can.find_variant(workload, variant), Config)
+    ]
+    if others and (op not in together or places(without, limits, together)):
+        return without, f"{op}={name}"
+    return rules.ban_config(workload, config, why), f"{workload} {config}"
+
+
+# -- after the driver changed ------------------------------------------------------------------
+
+
+def after_driver_change(
+    engine: Engine, load: Callable[[], Engine], warn: Callable[[str], None]
+) -> Engine:
+    """The short check of a model's first run under a driver; the engine to be used from now on.
+
+    Raises :class:`~clkiln.errors.UnsupportedOperation` where nothing is left that is right.
+    """
+    name = engine.device.name
+    warn(f"the driver of {name} changed: checking this model once (--no-check skips it)")
+    result, current = examine(engine, load, SHORT)
+    for each in result.banned:
+        warn(f"wrong here and banned: {each['what']} ({each['reason']})")
+    if current is None:
+        raise UnsupportedOperation(result.problem)
+    if result.problem:
+        warn(f"the check found what it can't replace: {result.problem}")
+    else:
+        after = " after that" if result.banned else ""
+        warn(
+            f"checked in {result.seconds:.1f} s: {result.compared} of {result.launches} launches "
+            f"compared with their references, all right{after}"
+        )
+    return current
+
+
+def after_tuning(load: Callable[[], Engine], warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The short check at the end of a tuning run; its figures, for the run's summary.
+
+    None, and a warning, where it can't be made: what was tuned is kept all the same.
+    """
+    try:
+        result, left = examine(load(), load, SHORT)
+    except ClkilnError as error:
+        warn(f"tuned, but the model could not be checked: {error}")
+        return None
+    if left is not None:
+        left.close()
+    for each in result.banned:
+        warn(f"wrong in the model and banned: {each['what']} ({each['reason']})")
+    if result.problem:
+        warn(f"the check found what it can't replace: {result.problem}")
+    names = ("ok", "launches", "compared", "banned", "problem", "seconds")
+    return {name: getattr(result, name) for name in names}

@@ -1,0 +1,136 @@
+"""The arguments of one launch of a plan as the logical arrays that a spec's reference takes.
+
+What lies in an engine's tensors is more than what a launch means: activations have rows for the
+largest step, a cache has room for more positions. Here is what the launch reads and writes of them,
+whether they lie on a device or, for the chain of references, in NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..kernels import SPECS
+from ..kernels.types import Argument, Array, Config, Workload
+from ..kernels.weights import Matrix
+from .weights import Weights
+
+#: Arguments with a row for each position of the sequence, whatever their declared shape says.
+POSITIONAL = ("k_cache", "v_cache", "table")
+
+
+class Held(Protocol):
+    """A tensor, wherever it lies."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def read(self, count: int | None = None) -> Array: ...
+    def write(self, data: Array) -> None: ...
+
+
+class HostTensor:
+    """A tensor in NumPy."""
+
+    def __init__(self, data: Array) -> None:
+        self.data = data
+        self.shape, self.dtype = data.shape, data.dtype
+
+    def read(self, count: int | None = None) -> Array:
+        """A copy of all, or of the first ``count`` elements."""
+        return self.data.copy() if count is None else self.data.reshape(-1)[:count].copy()
+
+    def write(self, data: Array) -> None:
+        """Replace the first elements."""
+        self.data.reshape(-1)[: data.size] = data.reshape(-1)
+
+
+def real_workload(workload: Workload, m: int) -> Workload:
+    """A workload of a bucket at the number of tokens that a step has."""
+    return workload.replace(m=m) if "m" in dict(workload.items) else workload
+
+
+class LaunchView:
+    """One launch for ``m`` tokens from position ``start`` on.
+
+    ``names`` are the graph's names of the arguments' tensors, which lie in ``tensors``; of matrices
+    in ``weights``.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        config: Config,
+        names: Mapping[str, str],
+        tensors: Mapping[str, Held],
+        weights: Weights,
+        start: int,
+        m: int,
+    ) -> None:
+        self.spec, self.config, self.names = SPECS[workload.op], config, names
+        self.workload = real_workload(workload, m)
+        self.tensors, self.weights, self.start, self.end = tensors, weights, start, start + m
+        arguments = self.spec.arguments(self.workload, config)
+        self.arguments = {a.name: a for a in arguments if a.role != "weight"}
+        self.outputs = {n: a for n, a in self.arguments.items() if a.role in ("output", "inout")}
+        inputs = {names[n] for n, a in self.arguments.items() if a.role != "output"}
+        #: Outputs whose content before the launch means nothing.
+        self.pure = [
+            name
+            for name, argument in self.outputs.items()
+            if argument.role == "output" and names[name] not in inputs
+        ]
+
+    def tensor(self, name: str) -> Held:
+        return self.tensors[self.names[name]]
+
+    def count(self, name: str) -> int:
+        """Elements from the tensor's beginning that the launch may touch."""
+        argument, tensor = self.arguments[name], self.tensor(name)
+        if name in POSITIONAL:
+            return self.end * int(np.prod(tensor.shape[1:], dtype=np.int64))
+        if argument.memory == "image2d":
+            return int(np.prod(tensor.shape, dtype=np.int64))
+        return int(np.prod(argument.shape, dtype=np.int64))
+
+    def shaped(self, name: str, flat: Array) -> Array:
+        """The first elements of a tensor as the argument's logical array."""
+        argument: Argument = self.arguments[name]
+        if name in POSITIONAL:
+            return flat.reshape(self.end, *self.tensor(name).shape[1:])
+        return flat if argument.memory == "image2d" else flat.reshape(argument.shape)
+
+    def inputs(self) -> dict[str, Array]:
+        """What the launch will read, without matrices."""
+        return {
+            name: self.shaped(name, self.tensor(name).read(self.count(name)))
+            for name, argument in self.arguments.items()
+            if argument.role != "output"
+        }
+
+    def reference(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """What the launch has to write, in float64."""
+        given: dict[str, Array | Matrix] = dict(inputs)
+        if self.spec.layout(self.workload, self.config) is not None:
+            given["w"] = self.weights.matrix(self.names["w"])
+        with np.errstate(all="ignore"):
+            return self.spec.reference(self.workload, given)
+
+    def write(self, outputs: Mapping[str, Array]) -> None:
+        """Put ``outputs``, logical arrays, in the place of what the launch wrote."""
+        for name, array in outputs.items():
+            tensor = self.tensor(name)
+            tensor.write(array.reshape(-1).astype(tensor.dtype))
+
+    @property
+    def place(self) -> str:
+        """Where in the model: the weight's name, else the layer."""
+        names = self.names
+        layers = [".".join(n.split(".")[:2]) for n in names.values() if n.startswith("blk.")]
+        where = names.get("w") or next(iter(layers), self.spec.op)
+        tokens = self.end - self.start
+        count = "1 token" if tokens == 1 else f"{tokens} tokens"
+        return f"{where}, {count} at position {self.start}"
