@@ -24,6 +24,7 @@ from statistics import geometric_mean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .cache.layered import LayeredStore
 from .cache.paths import cache_file
 from .cache.rows import RunRow
 from .cache.store import Store
@@ -225,7 +226,7 @@ class TuningJob:
     @cached_property
     def store(self) -> Store:
         """The device's cache file, opened. Raises :class:`~clkiln.errors.CacheError`."""
-        return Store.open(self.cache, warn=self._warn)
+        return LayeredStore.open(self.cache, warn=self._warn)
 
     @cached_property
     def todo(self) -> list[Use]:

@@ -102,6 +102,18 @@ def connect_copy(path: Path) -> tuple[sqlite3.Connection, int]:
         raise fault(path, error) from error
 
 
+def connect_shipped(path: Path) -> sqlite3.Connection:
+    """A connection that only reads, to a file on which nothing may be written: no journal is rolled
+    back either. Raises :class:`CacheError` as :func:`connect` does."""
+    try:
+        version = _inspect(path, write=False)
+        if 0 < version < schema.latest():
+            return connect_copy(path)[0]
+        return _connect(path, write=False, mode="ro")
+    except (*FAULTS, OSError, CacheError) as error:
+        raise fault(path, error) from error
+
+
 def connect_memory() -> sqlite3.Connection:
     """A connection to an empty store of the latest schema that ends with the process."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
@@ -202,11 +214,11 @@ def _make_safe(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
+def _connect(path: Path, *, write: bool, mode: str = "rw") -> sqlite3.Connection:
     # Readers get mode=rw as well: after a kill, only who may write can roll the journal back.
     # query_only then keeps their statements from changing anything.
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
+        f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
         timeout=BUSY_TIMEOUT,
         isolation_level=None,

@@ -27,6 +27,23 @@ def cache_folder() -> Path:
     return Path(user_data_dir("clkiln", appauthor=False))
 
 
+def shipped_file(own: Path) -> Path | None:
+    """The file shipped with the device whose own file is ``own``; it need not exist.
+
+    It has the same name, in ``CLKILN_SYSTEM_CACHE_DIR`` or the system's data folder for clkiln (on
+    Linux ``/usr/local/share/clkiln``). None for a file that lies elsewhere than cache files do:
+    who names one means that one.
+    """
+    if own.parent != cache_folder():
+        return None
+    chosen = os.environ.get("CLKILN_SYSTEM_CACHE_DIR")
+    if chosen:
+        return Path(os.path.expanduser(chosen)) / own.name
+    from platformdirs import site_data_dir
+
+    return Path(site_data_dir("clkiln", appauthor=False)) / own.name
+
+
 def cache_file(device_name: str, platform_name: str) -> Path:
     """The cache file of one device: readable, stable, safe as a file name on every system.
 

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..errors import CacheError
 from . import codec, schema
@@ -43,7 +43,7 @@ class Store(Reader):
     _database: Database | None = None
 
     @classmethod
-    def open(cls, path: Path, *, write: bool = True, warn: Warn = python_warning) -> Store:
+    def open(cls, path: Path, *, write: bool = True, warn: Warn = python_warning) -> Self:
         """Open the file; to write, make folder (0700) and file (0600) where they are missing.
 
         To read, a file of an older schema is copied and brought up to date in memory. ``warn``
@@ -53,12 +53,12 @@ class Store(Reader):
         return cls(connect(path, write=write), path, warn, write=write)
 
     @classmethod
-    def open_copy(cls, path: Path, *, warn: Warn = python_warning) -> Store:
+    def open_copy(cls, path: Path, *, warn: Warn = python_warning) -> Self:
         """A copy of the file in memory, to try what a write would do. Raises as :meth:`open`."""
         return cls(connect_copy(path)[0], None, warn)
 
     @classmethod
-    def open_or_memory(cls, path: Path, warn: Warn) -> Store:
+    def open_or_memory(cls, path: Path, warn: Warn) -> Self:
         """Open the file to write, or else to read, or else go on in memory; no fault raises.
 
         One call of ``warn`` tells what is lost by that.
@@ -86,7 +86,7 @@ class Store(Reader):
         finally:
             self._connection.close()
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -198,13 +198,13 @@ def _change(
     again: str | None = None,
 ) -> None:
     """Change the rules of a driver and say so; ``again`` is an operation to be searched anew."""
+    from ..cache.layered import LayeredStore
     from ..cache.rows import DriverRow
-    from ..cache.store import Store
     from ..harness.rules import read_rules, write_rules
     from ..tuner.record import reopen
 
     info, path = _place(device, cache, limits)
-    with Store.open(path) as store:
+    with LayeredStore.open(path) as store:
         store.put_driver(DriverRow(info.driver_key, info.as_dict()))
         rules = change(read_rules(store, info.driver_key), info)
         write_rules(store, info.driver_key, rules)

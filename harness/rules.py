@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..cache.layered import LayeredStore
+from ..cache.paths import shipped_file
 from ..cache.store import Store
 from ..kernels.rules import Rules
 
@@ -22,11 +24,14 @@ def write_rules(store: Store, driver: str, rules: Rules) -> None:
 
 
 def rules_on_file(path: Path, driver: str) -> Rules:
-    """As :func:`read_rules`, from a cache file that need not exist.
+    """As :func:`read_rules`, from a cache file that need not exist, and what was shipped under it.
 
     Raises :class:`~clkiln.errors.CacheError` for a file that is none of clkiln's.
     """
+    shipped = shipped_file(path)
+    if not path.exists() and shipped is not None:
+        path = shipped
     if not path.exists():
         return Rules()
-    with Store.open(path, write=False, warn=lambda text: None) as store:
+    with LayeredStore.open(path, write=False, warn=lambda text: None) as store:
         return read_rules(store, driver)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+from ..cache.layered import LayeredStore
 from ..cache.paths import cache_file
 from ..cache.rows import DriverRow
 from ..cache.store import Store
@@ -106,7 +107,7 @@ class Engine:
         limit = _context_limit(ctx_size, config)
         chosen, why = choose_device(device, config.digest, warn, limits)
         path = Path(cache) if cache else cache_file(chosen.info.name, chosen.info.platform)
-        store = Store.open_or_memory(path, warn)
+        store = LayeredStore.open_or_memory(path, warn)
         try:
             context = Context(chosen)
             loader = ProgramLoader(context, store, require_cache=require_cache)
