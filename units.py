@@ -5,6 +5,8 @@ It lies outside the rooms because all of them write such numbers.
 
 from __future__ import annotations
 
+import re
+
 
 def readable(nbytes: float) -> str:
     """Bytes in binary units: ``4.40 MiB``."""
@@ -28,3 +30,13 @@ def three_digits(value: float) -> str:
     if abs(value) >= 99.95:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
+
+
+def parse_bytes(text: str) -> int | None:
+    """``512M`` -> 536870912; None for what is no size, or none above 0."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        return None
+    power = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
+    # A number beyond all bounds is beyond all memory, too.
+    return int(min(float(match[1]), 2.0**64) * 1024**power) or None

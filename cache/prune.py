@@ -39,6 +39,30 @@ def prune(
     return gone
 
 
+def make_room(
+    connection: sqlite3.Connection, size: int, limit: int, spared: Collection[str] = ()
+) -> bool:
+    """Delete the least recently used programs until one more of ``size`` bytes fits into ``limit``;
+    those with keys in ``spared`` last. False, and nothing deleted, where even that is not enough.
+    To be called within a transaction; it costs two look-ups in the header while there is room.
+    """
+    (page,) = connection.execute("PRAGMA page_size").fetchone()
+    # A payload fills pages of its own but for four bytes each; its row and the index, a few more.
+    need = (size // (page - 4) + 4) * page if size else 0
+    if _live_bytes(connection) + need <= limit:
+        return True
+    (programs,) = connection.execute("SELECT total(length(payload)) FROM binaries").fetchone()
+    if _live_bytes(connection) - programs + need > limit:
+        return False
+    order = "SELECT rowid, key FROM binaries ORDER BY max(used, created), rowid"
+    rows = connection.execute(order).fetchall()
+    for rowid, _ in sorted(rows, key=lambda row: row[1] in spared):
+        connection.execute("DELETE FROM binaries WHERE rowid = ?", (rowid,))
+        if _live_bytes(connection) + need <= limit:
+            return True
+    return False
+
+
 def _read(connection: sqlite3.Connection, rowid: int) -> tuple[BinaryRow, bool]:
     """A program's row, and whether its digest fits it."""
     try:

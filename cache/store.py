@@ -8,6 +8,7 @@ survives the death of the process.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -15,9 +16,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ..errors import CacheError
+from ..units import parse_bytes, readable
 from . import codec, schema
 from .connection import FAULTS, connect, connect_copy, connect_memory, fault, writable
-from .prune import prune
+from .prune import make_room, prune
 from .reader import Reader, Warn, python_warning
 from .rows import BestRow, BinaryRow, DriverRow, RunRow, TrialRow
 from .transaction import immediate
@@ -28,6 +30,21 @@ if TYPE_CHECKING:
     from .learnt import Combine, Learnt
 
 T = TypeVar("T")
+
+#: Bytes that a file may have unless ``CLKILN_CACHE_LIMIT`` says otherwise.
+SIZE_LIMIT = 512 << 20
+
+
+def size_limit(warn: Callable[[str, str], None]) -> int:
+    """Bytes that a file may have for compiled programs to be put in; parameters always are.
+
+    ``CLKILN_CACHE_LIMIT``, such as ``64M``; where it is no size ``warn`` is told so.
+    """
+    text = os.environ.get("CLKILN_CACHE_LIMIT", "").strip()
+    limit = parse_bytes(text) if text else SIZE_LIMIT
+    if limit is None:
+        warn("size", f"CLKILN_CACHE_LIMIT: {text!r} is no size, {readable(SIZE_LIMIT)} it is")
+    return limit or SIZE_LIMIT
 
 
 class Store(Reader):
@@ -134,7 +151,11 @@ class Store(Reader):
         self._write(lambda database: database.execute(sql, values), None)
 
     def put_binary(self, key: str, payload: bytes, *, label: str, driver: str) -> None:
-        """Keep a compiled program under ``key``, with a digest over key and payload."""
+        """Keep a compiled program under ``key``, with a digest over key and payload.
+
+        The file stays within :func:`size_limit`: the least recently used programs make room, those
+        that this store has handed out last. Where that is not enough it warns and keeps nothing.
+        """
         record = {
             "key": key,
             "label": label,
@@ -145,7 +166,20 @@ class Store(Reader):
             "sha256": codec.seal(key, payload),
             "payload": payload,
         }
-        self._replace("binaries", record)
+        limit = size_limit(self._warn_once)
+
+        def put(database: Database) -> bool:
+            if not make_room(self._connection, len(payload), limit, self._taken):
+                return False
+            database.table("binaries").insert(record, replace=True)
+            return True
+
+        if self._write(put, True):
+            self._keep_within(limit)
+        else:
+            what = "has no room for compiled programs: they are not kept"
+            todo = "make it smaller with clkiln cache clear, or raise CLKILN_CACHE_LIMIT"
+            self._warn_once("limit", f"the cache {self._where} {what}; {todo}")
 
     def drop_binaries(self, keys: Iterable[str]) -> None:
         """Delete programs that nothing needs any more; unknown keys are fine."""
@@ -220,8 +254,16 @@ class Store(Reader):
         from .learnt import last_value
         from .merging import merge_into
 
-        combine = combine or last_value
-        return self._write(lambda _: merge_into(self._connection, more, combine), {})
+        combine, limit = combine or last_value, size_limit(self._warn_once)
+
+        def take(_: Database) -> dict[str, int]:
+            counts = merge_into(self._connection, more, combine)
+            make_room(self._connection, 0, limit)
+            return counts
+
+        counts = self._write(take, dict[str, int]())
+        self._keep_within(limit)
+        return counts
 
     # -- how ---------------------------------------------------------------------------------------
 
@@ -230,6 +272,11 @@ class Store(Reader):
         with contextlib.suppress(*FAULTS):
             if self._connection.execute("PRAGMA freelist_count").fetchone() != (0,):
                 self._connection.execute("VACUUM")
+
+    def _keep_within(self, limit: int) -> None:
+        """Free pages count, too, once a limit was lowered or trials have taken what was free."""
+        if self._path is not None and self.bytes > limit:
+            self._shrink()
 
     def _note_use(self) -> None:
         """Stamp the programs that were taken; to the day, so that a start seldom writes."""

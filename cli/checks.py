@@ -24,7 +24,7 @@ Status = Literal["ok", "note", "problem"]
 #: Variables that clkiln reads.
 VARIABLES = (
     "CLKILN_DEVICE", "CLKILN_CACHE_DIR", "CLKILN_LIMITS", "CLKILN_MODELS_DIR",
-    "CLKILN_MEMORY_BUDGET", "CLKILN_SYSTEM_CACHE_DIR",
+    "CLKILN_MEMORY_BUDGET", "CLKILN_SYSTEM_CACHE_DIR", "CLKILN_CACHE_LIMIT",
 )  # fmt: skip
 #: Beginnings of the names of others that change what happens here.
 OTHERS = ("OCL_ICD_", "OPENCL_", "POCL_", "CUDA_CACHE_", "HF_ENDPOINT", "NO_COLOR")

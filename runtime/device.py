@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ..errors import DeviceError, UsageError
+from ..units import parse_bytes
 from .faults import known_fault
 from .features import FEATURE_EXTENSIONS, remaining
 from .identity import driver_key
@@ -381,12 +382,7 @@ def memory_budget(info: DeviceInfo) -> int:
 
 def parse_size(text: str, what: str) -> int:
     """``512M`` -> 536870912. Raises :class:`UsageError`, which names ``what`` was asked for."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)?", text.strip(), re.IGNORECASE)
-    size = 0
-    if match:
-        power = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
-        # A number beyond all bounds is beyond all memory, too.
-        size = int(min(float(match[1]), 2.0**64) * 1024**power)
-    if size <= 0:
+    size = parse_bytes(text)
+    if size is None:
         raise UsageError(f"{what}: {text!r} is no size; write bytes, or for example 512M or 2G")
     return size
