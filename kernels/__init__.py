@@ -27,6 +27,7 @@ OPERATIONS = MappingProxyType(
         "roof_read": "RoofReadSpec",
         "rope": "RopeSpec",
         "softmax": "SoftmaxSpec",
+        "to_image": "ToImageSpec",
         "transpose": "TransposeSpec",
     }
 )

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .coding import DTYPES, STORED_BITS, coding_of
+from .images import CONVERTED, FORMS, as_image, conversion, matrix_argument
 from .layout import Layout, layout_space, pack
 from .split import pieces
+from .texels import IMAGE_BUFFERS
 from .types import (
     Argument,
     Array,
@@ -146,7 +148,7 @@ class WeightSpec(KernelSpec):
         self, workload: Workload, config: Config, inputs: Mapping[str, Any]
     ) -> dict[str, Array]:
         arrays = {
-            a.name: inputs[a.name]
+            a.name: as_image(inputs[a.name]) if a.memory == "image2d" else inputs[a.name]
             for a in self.arguments(workload, config)
             if a.role not in ("output", "weight")
         }
@@ -166,7 +168,37 @@ class LinearSpec(WeightSpec):
     added to ``x W^T``, before anything else) and ``fuse``: ``none``; ``add``, which adds to what
     ``y`` holds (the residual stream); ``swiglu``, where ``W`` is gate rows over up rows, ``2n`` in
     all, and ``y = silu(gate) * up``. Of a piece (``of``) ``y`` and the bias are those of the whole.
+
+    The image variant has a parameter ``XM``, as what ``x`` is read: 0 the buffer in which it lies,
+    1 that buffer as texels, 2 an image of its own, which a conversion has to make first.
     """
+
+    def layout_parameters(
+        self, workload: Workload, variant: Variant
+    ) -> dict[str, tuple[Value, ...]]:
+        space = super().layout_parameters(workload, variant)
+        forms: tuple[Value, ...] = tuple(range(len(FORMS)))
+        return space | {"XM": forms} if variant.kind == "image" else space
+
+    def layout_values(
+        self, workload: Workload, limits: DeviceLimits, layout: str | None
+    ) -> tuple[str, dict[str, Value]]:
+        variant, values = super().layout_values(workload, limits, layout)
+        return variant, values | {"XM": 0} if self.variant(variant).kind == "image" else values
+
+    def form_misfit(self, config: Config, limits: DeviceLimits) -> str | None:
+        """A reason if the device can't show a kernel what ``XM`` says."""
+        texels = FORMS[self.form(config)] == "image1d"
+        return f"needs {IMAGE_BUFFERS}" if texels and IMAGE_BUFFERS not in limits.features else None
+
+    def form(self, config: Config) -> int:
+        """As what ``x`` is read, a place in :data:`~.images.FORMS`."""
+        return config.get("XM", 0)
+
+    def conversions(self, workload: Workload, config: Config) -> Mapping[str, Workload]:
+        if self.form(config) != CONVERTED:
+            return {}
+        return {"x": conversion(self.tokens(workload), workload.size("k"))}
 
     def weight_shape(self, workload: Workload) -> tuple[int, int]:
         return self._halves(workload) * workload.size("n"), workload.size("k")
@@ -174,8 +206,11 @@ class LinearSpec(WeightSpec):
     def tokens(self, workload: Workload) -> int:
         return 1
 
-    def epilogue_defines(self, workload: Workload) -> dict[str, Value]:
-        defines: dict[str, Value] = {}
+    def linear_defines(self, workload: Workload, config: Config) -> dict[str, Value]:
+        """Where weight and activations lie, and what follows the product."""
+        defines = self.weight_defines(workload, config)
+        if self.form(config):
+            defines["XM"] = self.form(config)
         if workload.tag("bias") == "yes":
             defines["BIAS"] = 1
         fuse = workload.tag("fuse")
@@ -183,10 +218,10 @@ class LinearSpec(WeightSpec):
             defines[fuse.upper()] = 1
         return defines
 
-    def tensor_arguments(self, workload: Workload) -> tuple[Argument, ...]:
+    def tensor_arguments(self, workload: Workload, form: int = 0) -> tuple[Argument, ...]:
         """Arguments behind the weight: x, the bias if there is one, the piece if it is one, y."""
         n, k, m = self.whole(workload), workload.size("k"), self.tokens(workload)
-        arguments = [Argument("x", "input", "float32", (m, k))]
+        arguments = [matrix_argument("x", m, k, form)]
         if workload.tag("bias") == "yes":
             arguments.append(Argument("bias", "input", "float32", (self._halves(workload) * n,)))
         arguments += self.piece_argument(workload)

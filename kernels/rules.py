@@ -139,7 +139,13 @@ class Rules:
             (workload.op, config.variant) not in self.variants
             and (workload, config) not in self.configs
             and self.pins.get(workload.op, config.variant) == config.variant
+            and self._converts(workload, config)
         )
+
+    def _converts(self, workload: Workload, config: Config) -> bool:
+        """Whether something is left of every conversion that ``config`` needs."""
+        needed = SPECS[workload.op].conversions(workload, config).values()
+        return all(self.left(conversion.op) for conversion in needed)
 
     def why(self, workload: Workload) -> str:
         """What the rules say of a workload that nothing is left for; empty if nothing."""
@@ -185,6 +191,7 @@ class Rules:
             return (
                 config.variant in names
                 and (workload, config) not in self.configs
+                and self._converts(workload, config)
                 and (kind is None or spec.variant(config.variant).kind == kind)
                 and layout in (None, spec.layout(workload, config))
                 and spec.check(workload, config, limits) is None

@@ -265,6 +265,11 @@ class KernelSpec(ABC):
         """The weight layout that ``config`` reads; None for an operation without weights."""
         return None
 
+    def conversions(self, workload: Workload, config: Config) -> Mapping[str, Workload]:
+        """What has to be launched before ``config`` can run, by the input that it makes: that
+        input's tensor lies in a buffer, and ``config`` reads it from an image of its own."""
+        return {}
+
     def in_dtype(self, workload: Workload, tag: str, dtype: str) -> Workload:
         """``workload`` with another of :attr:`dtypes`, its sizes rounded up to what that asks."""
         return workload.replace(**{tag: dtype})

@@ -57,6 +57,9 @@ class GemmSpec(LinearSpec):
             return f"accumulators {registers} > 512 floats"
         if config["LX"] * config["LY"] > 256:
             return f"work-group {config['LX'] * config['LY']} > 256 work-items"
+        if self.form(config) and (config["TN"] > 1 or config["TM"] < min(4, workload.size("m"))):
+            # Decoding few tokens' weights costs more than any way to read these tokens.
+            return f"texels for a tile of {config['TM']} tokens by {config['TN']} row groups"
         m_tiles, n_tiles = self._tiles(workload, config)
         if config["TM"] > 1 and config["TM"] >= 2 * workload.size("m"):
             return f"TM {config['TM']} for {workload.size('m')} tokens"
@@ -64,7 +67,7 @@ class GemmSpec(LinearSpec):
             return f"LX {config['LX']} for {m_tiles} token tiles"
         if config["LY"] > 1 and config["LY"] >= 2 * n_tiles:
             return f"LY {config['LY']} for {n_tiles} row tiles"
-        return None
+        return self.form_misfit(config, limits)
 
     def _tile_constraint(
         self, workload: Workload, config: Config, limits: DeviceLimits
@@ -128,7 +131,7 @@ class GemmSpec(LinearSpec):
             own |= {"TILED": 1, "LN": config["LN"], "LM": config["LM"]}
         else:
             own |= {"LX": config["LX"], "LY": config["LY"]}
-        return self.weight_defines(workload, config) | self.epilogue_defines(workload) | own
+        return self.linear_defines(workload, config) | own
 
     def geometry(self, workload: Workload, config: Config) -> Geometry:
         if config.variant == TILED:
@@ -141,7 +144,7 @@ class GemmSpec(LinearSpec):
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
         state = Argument("state", "state", "int32", (4,))
         weight = self.weight_arguments(workload, config)
-        return state, *weight, *self.tensor_arguments(workload)
+        return state, *weight, *self.tensor_arguments(workload, self.form(config))
 
     def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
         """As for GEMV, with a state whose number of tokens is the whole bucket."""

@@ -3,46 +3,89 @@
 //
 //   N rows of y   LX row tiles to a work-group   KS ways to split K   G row groups to a work-item
 //   U unroll factor of a block   BIAS, ADD, SWIGLU, QKV, OF as in epilogue.clh
-//   NORM  x becomes RMSNorm(x) first, see normed.clh
+//   XM where x lies, as in tokens.clh   NORM  x becomes RMSNorm(x) first, see normed.clh
 #include "weights.clh"
 #include "epilogue.clh"
+#define ONE_TOKEN
+#include "tokens.clh"
 
+// What is multiplied: x itself, or what was staged of it in local memory.
+//
+//   X_ARG      x as a function's argument   EIGHT(i)           columns 8 * i to 8 * i + 7
+//   COLUMN(k)  column k                     BY_FOURS, FOUR(i)  columns come in fours, 4 * i and on
 #ifdef NORM
 #include "gemv/normed.clh"
-#define X __local const float *
-#define X_ALIGNED ALIGNED_LOCAL
-#define NORM_ARG __global const float *restrict norm,
+#define SOURCE in
+#define X_ARG __local const float *x
+#define COLUMN(k) x[k]
+#define EIGHT(i) ALIGNED_LOCAL(float8, i, x)
 #else
-#define X __global const float *restrict
-#define X_ALIGNED ALIGNED
+#define SOURCE x
 #define NORM_ARG
+#define X_ARG TOKENS(x)
+#define COLUMN(k) X_ONE(k, 0, x)
+#define EIGHT(i) X_EIGHT(i, x)
+#ifdef FOURS
+#define BY_FOURS
+#define FOUR(i) X_FOUR(i, 0, x)
+#if U > 4
+#define FOURS_AT_ONCE 4
+#else
+#define FOURS_AT_ONCE 1
+#endif
+#endif
 #endif
 
 #define ACC (G * P)
 
 // acc += block b of row group g times x, whose sums over the block's halves are given.
 #ifdef FLOATS
-static inline VR add_block(VR acc, WEIGHT_ARGS(w), X x, const size_t g, const int b) {
-  const int k = 32 * b;
-  const int end = min(32, K - k);
+static inline VR add_block(VR acc, WEIGHT_ARGS(w), X_ARG, const size_t g, const int b) {
+  const int end = min(32 * b + 32, K);
+#ifdef BY_FOURS
+#pragma unroll FOURS_AT_ONCE
+  for (int k = 32 * b; k < end; k += 4) {
+    const union four columns = {FOUR(k / 4)};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      if (K % 4 && k + j >= K) continue;
+      acc += float_column(WEIGHT(w), g, k + j) * columns.lane[j];
+    }
+  }
+#else
 #pragma unroll U
-  for (int j = 0; j < end; j++) acc += float_column(WEIGHT(w), g, k + j) * x[k + j];
+  for (int k = 32 * b; k < end; k++) acc += float_column(WEIGHT(w), g, k) * COLUMN(k);
+#endif
   return acc;
 }
 #define ADD_BLOCK(acc, g, b) add_block(acc, WEIGHT(w), x, g, b)
 #else
-static inline VR add_block(VR acc, WEIGHT_ARGS(w), X x, const size_t g, const int b,
+static inline VR add_block(VR acc, WEIGHT_ARGS(w), X_ARG, const size_t g, const int b,
                            const float *xsum) {
   VR sum[HALVES];
 #pragma unroll
   for (int h = 0; h < HALVES; h++) sum[h] = (VR)(0.0f);
+#ifdef BY_FOURS
+#pragma unroll FOURS_AT_ONCE
+  for (int q = 0; q < 4; q++) {
+    const union four left = {FOUR(8 * b + q)}, right = {FOUR(8 * b + q + 4)};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      VR low, high;
+      code_pair(WEIGHT(w), g, b, 4 * q + j, &low, &high);
+      sum[0] += low * left.lane[j];
+      sum[HALVES - 1] += high * right.lane[j];
+    }
+  }
+#else
 #pragma unroll U
   for (int j = 0; j < 16; j++) {
     VR low, high;
     code_pair(WEIGHT(w), g, b, j, &low, &high);
-    sum[0] += low * x[32 * b + j];
-    sum[HALVES - 1] += high * x[32 * b + j + 16];
+    sum[0] += low * COLUMN(32 * b + j);
+    sum[HALVES - 1] += high * COLUMN(32 * b + j + 16);
   }
+#endif
 #pragma unroll
   for (int h = 0; h < HALVES; h++) {
     const VR d = block_scales(WEIGHT(w), g, b, 0, h);
@@ -59,8 +102,8 @@ static inline VR add_block(VR acc, WEIGHT_ARGS(w), X x, const size_t g, const in
 #define ADD_BLOCK(acc, g, b) add_block(acc, WEIGHT(w), x, g, b, xsum)
 
 // Of columns 16 * half_block to 16 * half_block + 15, by eights.
-static inline float8 pair_sums(X x, const int half_block) {
-  return X_ALIGNED(float8, 2 * half_block, x) + X_ALIGNED(float8, 2 * half_block + 1, x);
+static inline float8 pair_sums(X_ARG, const int half_block) {
+  return EIGHT(2 * half_block) + EIGHT(2 * half_block + 1);
 }
 
 // Eight at a time: a simulator that the tests run in takes the halves of a float16 for unset.
@@ -70,7 +113,7 @@ static inline float across(const float8 s8) {
   return s2.x + s2.y;
 }
 
-static inline void block_sums(X x, const int b, float *xsum) {
+static inline void block_sums(X_ARG, const int b, float *xsum) {
 #ifndef OFFSETS
   xsum[0] = xsum[HALVES - 1] = 0.0f;
 #elif HALVES == 1
@@ -83,7 +126,7 @@ static inline void block_sums(X x, const int b, float *xsum) {
 #endif
 
 __kernel __attribute__((reqd_work_group_size(LX, KS, 1)))
-void gemv(STATE_ARG WEIGHT_ARGS(w), __global const float *restrict in, NORM_ARG BIAS_ARG
+void gemv(STATE_ARG WEIGHT_ARGS(w), TOKENS(SOURCE), NORM_ARG BIAS_ARG
           PIECE_ARG __global float *restrict y QKV_ARGS) {
   const int tile = get_global_id(0);
   const int part = get_local_id(1);
@@ -91,9 +134,7 @@ void gemv(STATE_ARG WEIGHT_ARGS(w), __global const float *restrict in, NORM_ARG 
   __local float8 staged[STAGED];
   __local float scratch[GROUP_SIZE];
   const float factor = stage(in, norm, staged, scratch);
-  X x = (X)staged;
-#else
-  X x = in;
+  __local const float *x = (__local const float *)staged;
 #endif
   VR acc[ACC];
 #pragma unroll

@@ -10,8 +10,19 @@ from typing import Any
 import numpy as np
 
 from ..attention import KV_DTYPES
+from ..images import FORMS
 from ..linear import LinearSpec
-from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
+from ..types import (
+    Argument,
+    Array,
+    Config,
+    DeviceLimits,
+    Geometry,
+    Memory,
+    Value,
+    Variant,
+    Workload,
+)
 from . import heads
 
 
@@ -53,7 +64,9 @@ class GemvSpec(LinearSpec):
             return f"LX {config['LX']} for {tiles} row tiles"
         if config["LX"] * config["KS"] > 256:
             return f"work-group {config['LX'] * config['KS']} > 256 work-items"
-        return None
+        if config["U"] == 1 and self.form(config) and not self.normed(workload):
+            return "U 1: columns come in fours, as texels do"
+        return self.form_misfit(config, limits)
 
     def piece(self, workload: Workload, limits: DeviceLimits) -> Workload | None:
         """None of heads: both rows of a pair have to be there."""
@@ -106,7 +119,7 @@ class GemvSpec(LinearSpec):
         return "gemv"
 
     def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
-        found = self.weight_defines(workload, config) | self.epilogue_defines(workload)
+        found = self.linear_defines(workload, config)
         if self.normed(workload):
             found |= {"NORM": 1, "EPS": f"{float(workload.tag('eps'))!r}f"}
         if workload.tag("fuse") == "qkv":
@@ -118,14 +131,19 @@ class GemvSpec(LinearSpec):
         return Geometry.cover((self._tiles(workload, config), config["KS"]), local)
 
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
-        x, *bias, y = self.tensor_arguments(workload)
-        norm = [Argument("norm", "input", "float32", x.shape[-1:])] if self.normed(workload) else []
+        x, *bias, y = self.tensor_arguments(workload, self.form(config))
+        norm = [self._norm_argument(workload, config)] if self.normed(workload) else []
         middle = (*self.weight_arguments(workload, config), x, *norm, *bias)
         if workload.tag("fuse") != "qkv":
             return *middle, y
         state = Argument("state", "state", "int32", (4,))
         y = replace(y, shape=(1, heads.queries(workload)))
         return state, *middle, y, *heads.arguments(workload)
+
+    def _norm_argument(self, workload: Workload, config: Config) -> Argument:
+        """The norm's weights, which are texels where x is seen as texels."""
+        memory: Memory = "image1d" if FORMS[self.form(config)] == "image1d" else "buffer"
+        return Argument("norm", "input", "float32", (workload.size("k"),), memory)
 
     def inputs(self, workload: Workload, rng: np.random.Generator) -> dict[str, Any]:
         inputs = super().inputs(workload, rng)

@@ -103,6 +103,21 @@ def test_wrong_configurations_are_followed_by_other_ones_up_to_a_limit(text: str
     assert rules.safe(other, GPU) == SPECS[workload.op].safe(other, GPU)
 
 
+def test_a_banned_conversion_takes_along_what_needs_it() -> None:
+    """As long as a variant of it is left, nothing is."""
+    workload = Workload.parse("gemv bias=no fuse=none k=64 n=64 w=q4_0")
+    on = Limits("cpu", features=frozenset({"images", "image_buffers"}))
+    images = SPECS["gemv"].feasible(workload, on, "image")
+    rules, (first, second) = Rules(), (variant.name for variant in SPECS["to_image"].variants)
+    rules = rules.ban("to_image", first, Ban("wrong"))
+    assert all(rules.allows(workload, config) for config in images)
+    rules = rules.ban("to_image", second, Ban("wrong"))
+    left = [config for config in images if rules.allows(workload, config)]
+    assert left and left == [config for config in images if config["XM"] != 2]
+    for config in set(images) - set(left):
+        assert rules.safe(workload, on, kind="image", also=lambda c, it=config: c == it) is None
+
+
 def test_what_was_asked_for_goes_before_a_pin_and_not_before_a_ban() -> None:
     rules = Rules().pin("gemv", "image").pin("rope", "buffer").ban("gemm", "image", Ban("x"))
     under = rules.under(VariantRequest.parse(["buffer"]))

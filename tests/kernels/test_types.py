@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clk_cases import TINY
+from clk_cases import TINY, is_for
 from clk_run import Limits
 from clkiln.kernels import OPERATIONS, SPECS
 from clkiln.kernels.gemv.spec import GemvSpec
@@ -151,7 +151,9 @@ def test_safe_is_in_the_space_and_feasible(op: str, device: str, seed: int) -> N
     staged = workload.op == "gemv" and "norm" in dict(workload.items)
     if staged and 4 * workload.size("k") > limits.local_memory:
         return  # nor does the vector that a work-group holds
-    assert spec.check(workload, safe, limits) is None
+    if op == "to_image" and workload.size("m") > limits.image2d_max_height:
+        return  # nor do the rows that are to become an image
+    assert (spec.check(workload, safe, limits) is None) == is_for(spec, limits)
 
 
 @pytest.mark.parametrize("device", ["64 items", "one item", "narrow images"])

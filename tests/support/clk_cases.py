@@ -50,7 +50,7 @@ TINY: dict[str, tuple[str, ...]] = {
     "gelu": ("gelu bias=yes d=67 form=erf m=2", "gelu bias=no d=40 form=tanh m=2"),
     "gemm": (
         "gemm bias=no fuse=none k=64 m=5 n=19 w=f32",
-        "gemm bias=yes fuse=none k=64 m=5 n=19 w=f16",
+        "gemm bias=yes fuse=none k=43 m=5 n=19 w=f16",
         "gemm bias=no fuse=add k=96 m=5 n=19 w=q8_0",
         "gemm bias=no fuse=swiglu k=64 m=5 n=19 w=q4_0",
         "gemm bias=yes fuse=swiglu k=64 m=5 n=19 w=q5_0",
@@ -94,12 +94,18 @@ TINY: dict[str, tuple[str, ...]] = {
         " style=interleaved",
     ),
     "softmax": ("softmax m=2 n=67", "softmax m=2 n=44"),
+    "to_image": ("to_image k=67 m=3", "to_image k=72 m=5"),
     "transpose": (
         "transpose a=2 b=3 c=8 d=20 dtype=f32 perm=acdb",
         "transpose a=3 b=2 c=7 d=20 dtype=f16 perm=cbad",
         "transpose a=3 b=5 c=7 d=11 dtype=f16 perm=dbca",
     ),
 }
+
+
+def is_for(spec: KernelSpec, limits: DeviceLimits) -> bool:
+    """Whether the device has what some variant needs: what makes images is for no other."""
+    return any(variant.requires <= limits.features for variant in spec.variants)
 
 
 def sample(
