@@ -7,15 +7,19 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..errors import CacheMissError, UnsupportedOperation
 from ..harness.operation import exceeded, label_of, source_of
 from ..kernels import SPECS
+from ..kernels.images import image_shape
 from ..kernels.types import Argument, Config, Geometry, Workload
 from ..runtime.context import Context
 from ..runtime.launch import Enqueue, Launch
 from ..runtime.memory import Tensor
 from ..runtime.program import Program, ProgramLoader
 from .choose import UNVERIFIED, Choice, Chooser
+from .conversions import Conversion, conversions_of, image_of, with_conversions
 from .graph import MATRIX_OPS, Step
 from .resident import ResidentWeights
 from .verify import Verifier
@@ -162,7 +166,10 @@ class Planner:
             raise CacheMissError(
                 f"{untuned[0]}{more}: run clkiln tune for this model and device first"
             )
-        return [self.choices[workload] for workload in readers]
+        choices = [self.choices[workload] for workload in readers]
+        # Conversions that they cause, which cause none themselves.
+        converting = [Step(workload, {}) for workload in conversions_of(choices)]
+        return choices + self.resolve(converting) if converting else choices
 
     def _refuse_missing(self, workloads: Iterable[Workload]) -> None:
         """Raises :class:`~clkiln.errors.UnsupportedOperation` where any of them can't run."""
@@ -200,22 +207,49 @@ class Planner:
             self.choices[workload] = self._verified(self.chooser.choose(workload, layout), layout)
 
     def plan(self, steps: Sequence[Step]) -> Plan:
-        """Bind ``steps``; their weights and tensors must be there."""
-        self.load(self.resolve(steps))
-        return Plan([self._bind(step) for step in steps], self.first_launches)
+        """Bind ``steps`` and the conversions that they need; their weights and tensors must be
+        there. Raises :class:`~clkiln.errors.OutOfDeviceMemory` where an image does not fit."""
+        self.resolve(steps)
+        self.load(self.choices[step.workload] for step in _each(steps))
+        # Now, for a kernel that turned out too large was replaced.
+        converted = with_conversions(steps, self.choices)
+        self._prepare([step for step in converted if isinstance(step, Conversion)])
+        return Plan([self._bind(step) for step in converted], self.first_launches)
+
+    def _prepare(self, conversions: Sequence[Conversion]) -> None:
+        """Load what makes images, and find room for them."""
+        if not conversions:
+            return
+        self.resolve(conversions)
+        self.load(self.choices[step.workload] for step in _each(conversions))
+        for step in conversions:
+            if step.image not in self.tensors:
+                self.tensors[step.image] = self._image(step)
+
+    def _image(self, conversion: Conversion) -> Tensor:
+        """Room for the image of a tensor: all of its rows, so that it serves every plan; no more
+        than an image may have, for no kernel that asks for one reads more."""
+        rows = self.tensors[conversion.source].shape[0]
+        shape = image_shape(
+            min(rows, self.context.info.image2d_max_height), conversion.workload.size("k")
+        )
+        return self.context.empty(shape, np.float32, "image2d", what=conversion.image)
 
     def replace(self, name: str, tensor: Tensor) -> None:
-        """Put ``tensor`` in the place of the one called ``name``, which is given back."""
+        """Put ``tensor`` in the place of the one called ``name``, which is given back together
+        with its image."""
         # In this order: cut short anywhere, no launch is bound to what is gone.
+        gone = {name, image_of(name)}
         self._launches = {
             key: step
             for key, step in self._launches.items()
-            if all(bound != name for _, bound in key[1])
+            if gone.isdisjoint(bound for _, bound in key[1])
         }
+        image = self.tensors.pop(image_of(name), None)
         old = self.tensors.get(name)
         self.tensors[name] = tensor
-        if old is not None:
-            old.release()
+        for released in filter(None, (old, image)):
+            released.release()
 
     def _bind(self, step: Step) -> BoundStep:
         key = (step.workload, tuple(sorted(step.tensors.items())))
@@ -255,6 +289,11 @@ class Planner:
             self.chooser.ban(choice)
             choice = self.chooser.choose(choice.workload, layout, others)
         return choice
+
+
+def _each(steps: Iterable[Step]) -> Iterable[Step]:
+    """One step of each workload."""
+    return {step.workload: step for step in steps}.values()
 
 
 def _reads_matrix(step: Step) -> bool:
