@@ -23,8 +23,9 @@ from .process import Worker
 from .record import Record
 from .roofs import ROOF_USES, fitted, read_roof, write_roof
 from .search import Search
-from .tasks import Task, allowance, groups_of
+from .tasks import Group, Task, allowance, groups_of
 from .trial import Outcome
+from .wanted import Wanted
 from .warm import WarmStarts
 
 #: Trials that a roof gets: it is a yardstick, not a kernel that anybody runs.
@@ -116,6 +117,7 @@ class TuningRun:
         self.roof_tasks = [self._task(use, force and anew) for use in roof_uses]
         self.groups = groups_of([*self.tasks, *self._companions(others)])
         self._group = {task.workload: group for group in self.groups for task in group.tasks}
+        self._wanted = Wanted(lambda use: self._task(use, force))
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -184,6 +186,7 @@ class TuningRun:
     def _search(self, worker: Worker) -> bool:
         """Trial after trial where most is to be gained; True if nothing was left to try."""
         while not self._time_over(1 - CONFIRM_SHARE):
+            self._want_conversions()
             if (gap := self._gap()) is not None:
                 self._try(worker, *gap)
                 continue
@@ -218,7 +221,11 @@ class TuningRun:
                     self._try(worker, task, config)
 
     def _settle(self, worker: Worker) -> None:
-        """See to it that everything chosen is written with its binary, even past the budget."""
+        """See to it that everything chosen is written with its binary, even past the budget, and
+        so is every conversion that it needs."""
+        self._want_conversions()
+        for task in self._wanted.untimed():
+            self._try(worker, task, task.safe)
         for group in self.groups:
             self.record.write_group(group)
             for task, (config, seconds) in group.choices():
@@ -272,10 +279,19 @@ class TuningRun:
             check_alive(worker, task, config, outcome, [*self.tasks, *self.roof_tasks])
         return outcome
 
+    def _want_conversions(self) -> None:
+        """Take up the conversions that what is chosen by now needs."""
+        for task in self._wanted.update(self.groups):
+            self.tasks.append(task)
+            self.groups.append(Group([task]))
+            self._group[task.workload] = self.groups[-1]
+
     # -- what is open ------------------------------------------------------------------------------
 
     def _open(self, task: Task) -> bool:
-        if task.exhausted or (self.level.trials and task.search.tried >= self.level.trials):
+        if task.exhausted or not task.use.launches:
+            return False
+        if self.level.trials and task.search.tried >= self.level.trials:
             return False
         best = task.best_time()
         if self.level.seconds is None or best is None:

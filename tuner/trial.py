@@ -11,6 +11,7 @@ from ..harness.operation import Operation, exceeded, label_of
 from ..kernels.types import Config, Workload
 from ..runtime.context import Context
 from ..runtime.program import Program, ProgramLoader
+from .convert import Conversions
 from .measure import time_bound
 
 
@@ -35,6 +36,7 @@ class Bench:
     def __init__(self, context: Context) -> None:
         self.context = context
         self._operation: Operation | None = None
+        self._conversions = Conversions(context)
 
     def operation(self, workload: Workload) -> Operation:
         if self._operation is None or self._operation.workload != workload:
@@ -80,10 +82,13 @@ class Bench:
             timing = time_bound(operation, config, bound, best)
         finally:
             bound.release()
+        needed = operation.spec.conversions(operation.workload, config).values()
+        paid = [(workload, self._conversions.time(workload)) for workload in needed]
         return Outcome(
             "ok",
-            time=timing.median,
-            spread=timing.spread,
+            message="; ".join(f"with {each.median:.3g} s of {workload}" for workload, each in paid),
+            time=timing.median + sum(each.median for _, each in paid),
+            spread=timing.spread + sum(each.spread for _, each in paid),
             repeats=timing.repeats,
             error=verdict.error,
             # What the first launch took beyond the others is the rest of the compiler's work.

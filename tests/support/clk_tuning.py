@@ -63,7 +63,8 @@ class Synthetic:
 
     Every trial takes ``seconds``. One in ``1 / failing`` configurations fails, the safe ones
     never if ``sound_defaults``. ``noise`` is the largest relative error of a measured time.
-    ``before`` is called ahead of each trial, with the trials so far.
+    ``before`` is called ahead of each trial, with the trials so far. A conversion takes
+    ``conversion`` seconds, which what needs one is charged with: so long that it pays for nothing.
     """
 
     failing: float = 0.0
@@ -73,6 +74,7 @@ class Synthetic:
     seed: int = 0
     scale: float = 1.0
     seconds: float = 0.5
+    conversion: float = 1.0
     before: Callable[[list[tuple[Workload, Config]]], None] = lambda trials: None
     trials: list[tuple[Workload, Config]] = field(default_factory=list)
     #: What was run only to see whether the device still works.
@@ -80,7 +82,9 @@ class Synthetic:
     now: float = 1000.0
 
     def true_time(self, workload: Workload, config: Config) -> float:
-        return self.scale * 1e-4 * (0.2 + chance(self.seed, workload, config))
+        conversions = SPECS[workload.op].conversions(workload, config)
+        own = self.scale * 1e-4 * (0.2 + chance(self.seed, workload, config))
+        return own + self.conversion * len(conversions)
 
     def fails(self, workload: Workload, config: Config) -> str | None:
         """The status of a failed trial; None for a configuration that works."""

@@ -1,0 +1,52 @@
+"""What a configuration pays for the conversions that it causes.
+
+One that reads activations from an image of their own needs a launch that makes the image. Its time
+is added to that of the configuration, so that those that need none compete on equal terms. It is
+the time of the conversion's safe configuration, the same for all that need it: how a conversion
+runs is searched only once something chosen needs it (:class:`.wanted.Wanted`).
+"""
+
+from __future__ import annotations
+
+from ..errors import LaunchError
+from ..harness.operation import Operation, exceeded, label_of
+from ..kernels import SPECS
+from ..kernels.types import Config, Workload
+from ..runtime.context import Context
+from ..runtime.program import Program, ProgramLoader
+from .measure import Timing, time_bound
+
+
+class Conversions:
+    """Times conversions on one context: each verified once, and timed anew for every trial."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._ready: dict[Workload, tuple[Operation, Config, Program]] = {}
+
+    def time(self, workload: Workload) -> Timing:
+        """Raises :class:`~clkiln.errors.OpenCLError` where the conversion can't be launched or is
+        wrong, :class:`~clkiln.errors.OutOfDeviceMemory` where it does not fit."""
+        operation, config, program = self._prepared(workload)
+        bound = operation.bind(program, config)
+        try:
+            return time_bound(operation, config, bound, None)
+        finally:
+            bound.release()
+
+    def _prepared(self, workload: Workload) -> tuple[Operation, Config, Program]:
+        if workload not in self._ready:
+            spec = SPECS[workload.op]
+            config = spec.safe(workload, self.context.info)
+            broken = spec.check(workload, config, self.context.info)
+            label = label_of(workload, config)
+            if broken is not None:
+                raise LaunchError(f"{label}: {broken.reason}")
+            program = ProgramLoader(self.context).load(spec.source(workload, config), label)
+            operation = Operation(self.context, workload)
+            problem = exceeded(workload, config, program)
+            problem = problem or operation.verify(program, config).message
+            if problem:
+                raise LaunchError(f"{label}: {problem}")
+            self._ready[workload] = operation, config, program
+        return self._ready[workload]
