@@ -16,6 +16,8 @@
 // Where this head's row of a position begins.
 #define ROW_OF(p) (((size_t)min(p, count - 1) * KV_HEADS + kv_head) * HEAD_DIM)
 
+GROUP_SUMS(group_sums, VF, NV)
+
 __kernel REQD void attention_decode(__global const int *restrict state, INPUT(float, qkv),
                                     INPUT(KV, k_cache), INPUT(KV, v_cache),
                                     __global float *restrict out) {
@@ -80,26 +82,13 @@ __kernel REQD void attention_decode(__global const int *restrict state, INPUT(fl
     }
   }
 
-#if LX > 1
-  __local float parts[LX / 2 * HEAD_DIM];
-#endif
+  __local VF parts[(LX + 1) / 2 * NV];
   for (int g = 0; g < G; ++g) {
     // An item without a position has peak -inf and weighs nothing.
     const float weight = exp(peak[g] - group_max(peak[g], scratch));
     const float scale = 1.0f / group_sum(sum[g] * weight, scratch);
     for (int j = 0; j < NV; ++j) acc[g][j] *= weight * scale;
-#if LX > 1
-    for (int n = LX / 2; n > 0; n /= 2) {
-      barrier(CLK_LOCAL_MEM_FENCE);
-      if (item >= n && item < 2 * n) {
-        for (int j = 0; j < NV; ++j) VSTORE(acc[g][j], j * n + item - n, parts);
-      }
-      barrier(CLK_LOCAL_MEM_FENCE);
-      if (item < n) {
-        for (int j = 0; j < NV; ++j) acc[g][j] += VLOAD(j * n + item, parts);
-      }
-    }
-#endif
+    group_sums(acc[g], parts);
     if (item == 0) {
       for (int j = 0; j < NV; ++j) VSTORE(acc[g][j], (head + g) * NV + j, out);
     }

@@ -8,6 +8,9 @@
 #include "epilogue.clh"
 #define ONE_TOKEN
 #include "tokens.clh"
+#define GROUP_SIZE (LX * KS)
+#define GROUP_ID (get_local_id(1) * LX + get_local_id(0))
+#include "reduce.clh"
 
 // What is multiplied: x itself, or what was staged of it in local memory.
 //
@@ -37,6 +40,10 @@
 #endif
 
 #define ACC (G * P)
+
+#if KS > 1
+PART_SUMS(part_sums, VR, ACC, KS)
+#endif
 
 // acc += block b of row group g times x, whose sums over the block's halves are given.
 #ifdef FLOATS
@@ -151,14 +158,9 @@ void gemv(STATE_ARG WEIGHT_ARGS(w), TOKENS(SOURCE), NORM_ARG BIAS_ARG
     }
   }
 #if KS > 1
-  __local VR sums[KS][LX][ACC];
-#pragma unroll
-  for (int i = 0; i < ACC; i++) sums[part][get_local_id(0)][i] = acc[i];
-  barrier(CLK_LOCAL_MEM_FENCE);
+  __local VR sums[GROUP_SIZE * ACC];
+  part_sums(acc, sums);
   if (part != 0) return;
-  for (int p = 1; p < KS; p++)
-#pragma unroll
-    for (int i = 0; i < ACC; i++) acc[i] += sums[p][get_local_id(0)][i];
 #endif
 #pragma unroll
   for (int i = 0; i < G; i++) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -21,12 +22,12 @@ ONLY_ONE = "the kernel's only reduction: nobody reads the scratch of one before 
 NOT_NEEDED = {("gemv", "reduce.clh 1"): ONLY_ONE, ("rmsnorm", "reduce.clh 1"): ONLY_ONE}
 
 
-def run_cases(environment: dict[str, str], which: str, kind: str) -> dict[str, str]:
+def run_cases(environment: dict[str, str], which: str, kind: str, ops: list[str]) -> dict[str, str]:
     """What the simulator said of each case; empty where all is well. One run, if none crashes."""
     reports: dict[str, str] = {}
     while True:
         done = subprocess.run(
-            [sys.executable, clk_oclgrind.__file__, which, kind, str(len(reports))],
+            [sys.executable, clk_oclgrind.__file__, which, kind, str(len(reports)), *ops],
             env=environment,
             capture_output=True,
             text=True,
@@ -56,24 +57,32 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
 Reports = dict[str, dict[str, str]]
 
 
-def run_set(environments: dict[str, dict[str, str]], which: str) -> Reports:
-    """What the simulator said, by kind of variant and case."""
-    return {kind: run_cases(found, which, kind) for kind, found in environments.items()}
+@pytest.fixture(scope="module")
+def run_set(
+    environments: dict[str, dict[str, str]], request: pytest.FixtureRequest
+) -> Callable[[str], Reports]:
+    """What the simulator said, by kind of variant and case, of the operations that are tested."""
+    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    tested = {call.params.get("op") for call in calls if call is not None}
+    ops = [op for op in SPECS if op in tested]
+    return lambda which: {
+        kind: run_cases(found, which, kind, ops) for kind, found in environments.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def few(environments: dict[str, dict[str, str]]) -> Reports:
-    return run_set(environments, "few")
+def few(run_set: Callable[[str], Reports]) -> Reports:
+    return run_set("few")
 
 
 @pytest.fixture(scope="module")
-def many(environments: dict[str, dict[str, str]]) -> Reports:
-    return run_set(environments, "many")
+def many(run_set: Callable[[str], Reports]) -> Reports:
+    return run_set("many")
 
 
 @pytest.fixture(scope="module")
-def mutants(environments: dict[str, dict[str, str]]) -> Reports:
-    return run_set(environments, "mutants")
+def mutants(run_set: Callable[[str], Reports]) -> Reports:
+    return run_set("mutants")
 
 
 def test_every_operation_has_tiny_workloads() -> None:

@@ -7,7 +7,7 @@ one of ``kernels/reduce.clh``, in whatever kernel includes that.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -26,6 +26,7 @@ ITEMS = 4
 
 _INCLUDE = re.compile(r'^\s*#include\s+"([\w./]+)"\s*$')
 _ALIAS = re.compile(r"#define\s+(\w+)\s+barrier\(")
+_MACRO = re.compile(r"^\s*#define\s+(\w+)\(", re.MULTILINE)
 _CALL = r"\bbarrier\([\w |]*\)"
 
 
@@ -61,16 +62,30 @@ def _lines(file: str) -> Iterator[tuple[str, str]]:
 
 
 def barriers(spec: KernelSpec) -> list[Barrier]:
-    """Every barrier of an operation's source, in order."""
+    """Every barrier of an operation's source, in order, but for those of macros it does not use."""
     lines = list(_lines(spec.file))
-    pattern = _pattern("".join(line for _, line in lines))
+    text = "".join(line for _, line in lines)
+    pattern, used = _pattern(text), _used_macros(text)
     found: list[Barrier] = []
     places: dict[str, int] = {}
+    index, macro = 0, ""
     for file, line in lines:
+        begun = _MACRO.match(line)
+        macro = begun[1] if begun else macro
         for _ in pattern.findall(_code(line)) if _is_code(line) else ():
             places[file] = places.get(file, 0) + 1
-            found.append(Barrier(file, places[file], len(found)))
+            if not macro or macro in used:
+                found.append(Barrier(file, places[file], index))
+            index += 1
+        if not line.rstrip().endswith("\\"):
+            macro = ""
     return found
+
+
+def _used_macros(text: str) -> set[str]:
+    """Macros with arguments that occur beyond their own definitions."""
+    rest = "".join(line for line in text.splitlines(keepends=True) if not _MACRO.match(line))
+    return {name for name in _MACRO.findall(text) if re.search(rf"\b{name}\(", rest)}
 
 
 def _code(line: str) -> str:
@@ -124,12 +139,12 @@ def _items(spec: KernelSpec, workload: Workload, config: Config) -> int:
 
 
 def mutants(
-    limits: DeviceLimits, kind: str, tiny: Mapping[str, tuple[str, ...]] = TINY
+    limits: DeviceLimits, kind: str, ops: Sequence[str]
 ) -> Iterator[tuple[str, KernelSpec, Workload, Config]]:
     """Every kernel without each of its barriers in turn, as cases of the simulator's program."""
-    rng = np.random.default_rng(11)
-    for op, spec in SPECS.items():
-        for text in tiny.get(op, ()):
+    for op in ops:
+        spec, rng = SPECS[op], np.random.default_rng([11, *op.encode()])
+        for text in TINY.get(op, ()):
             workload = Workload.parse(text)
             for config in wide_configs(spec, workload, limits, rng):
                 if spec.variant(config.variant).kind != kind:

@@ -3,16 +3,16 @@
 Before each case it writes a line to standard error, so that what the simulator reports there (data
 races, uninitialised reads, accesses out of bounds) can be told apart by case.
 
-Arguments: which set to run (few, many, mutants), the kind of variants (buffer, image), and how
-many cases to leave out: the simulator itself crashes on some vector expressions, and one crash
-should not hide what follows it.
+Arguments: which set to run (few, many, mutants), the kind of variants (buffer, image), how many
+cases to leave out (the simulator itself crashes on some vector expressions, and one crash should
+not hide what follows it), and the operations.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -84,11 +84,11 @@ RANDOM = {"few": 2, "many": 20}
 
 
 def cases(
-    limits: Limits, kind: str, random: int
+    limits: Limits, kind: str, random: int, ops: Sequence[str]
 ) -> Iterator[tuple[str, KernelSpec, Workload, Config]]:
-    """Every case with its name, the one that has a race last; the same ones in every run."""
-    rng = np.random.default_rng(7)
-    for op, spec in SPECS.items():
+    """Every case of ``ops`` with its name, the one that has a race last; the same in every run."""
+    for op in ops:
+        spec, rng = SPECS[op], np.random.default_rng([7, *op.encode()])
         for text in TINY.get(op, ()):
             workload = Workload.parse(text)
             chosen = sample(spec, workload, limits, rng, random)
@@ -99,7 +99,7 @@ def cases(
     yield PLANTED, RacySoftmax(), racy, Config.of("buffer", LX=16, V=1)
 
 
-def main(which: str, kind: str, skipped: int) -> None:
+def main(which: str, kind: str, skipped: int, ops: Sequence[str]) -> None:
     (device,) = (
         device
         for platform in cl.get_platforms()
@@ -108,13 +108,13 @@ def main(which: str, kind: str, skipped: int) -> None:
     )
     runner = Runner(device, OPTIONS)
     if which == "mutants":
-        chosen = mutants(runner.limits, kind)
+        chosen = mutants(runner.limits, kind, ops)
     else:
-        chosen = cases(runner.limits, kind, RANDOM[which])
+        chosen = cases(runner.limits, kind, RANDOM[which], ops)
     for name, spec, workload, config in islice(chosen, skipped, None):
         say(CASE + name)
         try_case(runner, spec, workload, config)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])
