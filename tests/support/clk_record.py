@@ -38,11 +38,14 @@ class Record:
             self.outcomes.setdefault(file, Counter())[report.outcome] += 1
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        self.target.write_text(self.page(), encoding="utf-8")
+        self.target.write_text(self.page(session.testscollected), encoding="utf-8")
 
-    def page(self) -> str:
+    def page(self, collected: int) -> str:
         total: Counter[str] = sum(self.outcomes.values(), Counter())
-        lines = [HEAD, *_where(), "", "| file | passed | failed | skipped | seconds |"]
+        lines = [HEAD, *_where()]
+        if total.total() < collected:
+            lines.append(f"- stopped before its end: {total.total()} of {collected} tests ran")
+        lines += ["", "| file | passed | failed | skipped | seconds |"]
         lines.append("| --- | ---: | ---: | ---: | ---: |")
         lines += [_row(file, n, self.seconds[file]) for file, n in sorted(self.outcomes.items())]
         lines.append(_row("**all**", total, self.seconds.total()))
