@@ -77,6 +77,7 @@ test: check model ## everything that CI runs
 	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-long: install model ## the tests that take minutes; RECORD=FILE keeps what came of them
+	@$(PIP) -e '.[intel]'
 	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest -m long \
 	  $(if $(RECORD),-p clk_record --record '$(RECORD)') $(PYTEST_ARGS)
 
