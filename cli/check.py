@@ -173,8 +173,8 @@ def _print_comparison(found: Comparison) -> None:
         text = f"{error} apart after {answer.positions} positions on their own, {pick}"
         wrapped(f"{'logits':<{_WORD}}", text)
     if found.unmatched:
-        wrapped(f"{'note':<{_WORD}}", f"{found.unmatched} steps are of one device alone: its "
-                "limits cut matrices in other pieces")  # fmt: skip
+        wrapped(f"{'note':<{_WORD}}", f"{found.unmatched} steps are of one device alone: pieces of "
+                "matrices that its limits ask for, and conversions")  # fmt: skip
     first = found.first
     if first is None:
         wrapped(f"{'verdict':<{_WORD}}", f"they part nowhere ({len(found.steps)} steps)")

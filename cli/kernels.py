@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import UsageError
+from ..errors import CacheError, UsageError
 from .common import note, print_json, shared, wrapped
 from .completers import operations
 
 if TYPE_CHECKING:
     from ..kernels.capability import Cell
+    from ..kernels.rules import Rules
     from ..kernels.survey import VariantSurvey
     from ..kernels.types import Workload
     from ..runtime.device import DeviceInfo
@@ -53,14 +54,34 @@ def command(
     info = _device(device, limits)
     surveys = {each: survey(each, info) for each in asked}
     cells = [] if info is None else Capabilities(info).table(asked)
+    rules = _rules(info).of_ops(each.op for each in asked)
     if as_json:
         rows = [_as_json(each, found, cells) for each, found in surveys.items()]
-        print_json({"device": info and info.as_dict(), "operations": rows})
+        data = {"device": info and info.as_dict(), "operations": rows}
+        print_json({**data, "rules": rules.as_dict()})
     elif name is None and workload is None:
         _print_table(surveys, cells, info)
     else:
         for each, found in surveys.items():
             _print_details(each, found, cells, info)
+    if rules and not as_json:
+        click.echo("\nBanned or pinned here:")
+        for line in rules.all_lines():
+            wrapped("  ", line)
+
+
+def _rules(info: DeviceInfo | None) -> Rules:
+    """What the device's own cache file bans and pins; a file that can't be read says nothing."""
+    from ..cache.paths import cache_file
+    from ..harness.rules import rules_on_file
+    from ..kernels.rules import Rules
+
+    if info is None:
+        return Rules()
+    try:
+        return rules_on_file(cache_file(info.name, info.platform), info.driver_key)
+    except CacheError:
+        return Rules()
 
 
 def _device(asked: str | None, limits: tuple[str, ...]) -> DeviceInfo | None:

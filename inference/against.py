@@ -20,8 +20,9 @@ from ..errors import OpenCLError
 from ..harness.compare import compare
 from ..harness.operation import label_of
 from ..kernels.types import Array
+from .conversions import tensor_of
 from .exam import Effort, Progress, passes_of
-from .launch_view import LaunchView
+from .launch_view import Cleared, LaunchView
 from .plan import BoundStep, Plan
 from .step_check import own_positions
 
@@ -61,8 +62,8 @@ class Answer:
 
 @dataclass
 class Comparison:
-    """What came of a comparison; ``unmatched`` steps are of one device alone, whose limits cut
-    matrices in other pieces."""
+    """What came of a comparison; ``unmatched`` steps are of one device alone: pieces of matrices
+    that its limits ask for, and conversions."""
 
     model: str
     devices: tuple[str, str]
@@ -148,7 +149,9 @@ class _Record:
 
 
 def _key(bound: BoundStep) -> tuple[object, ...]:
-    return bound.workload.op, *sorted(bound.names.items())
+    """What a step does in the model, whatever its kernel reads it from."""
+    names = {name: tensor_of(held) for name, held in bound.names.items()}
+    return bound.workload.op, *sorted(names.items())
 
 
 def _view(engine: Engine, bound: BoundStep, m: int) -> LaunchView:
@@ -167,18 +170,19 @@ def _launch(bound: BoundStep, m: int) -> None:
 
 
 def _written(view: LaunchView) -> dict[str, Array]:
-    return {n: view.shaped(n, view.tensor(n).read(view.count(n))) for n in view.outputs}
+    return {n: view.shaped(n, view.content(n)[: view.count(n)]) for n in view.outputs}
 
 
 class _Recorder:
     """Runs the first device's plans and keeps what each step wrote."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.cleared = engine, Cleared()
         self.plans: deque[list[_Record]] = deque()
 
     def walk(self, plan: Plan, m: int) -> None:
         records = []
+        self.cleared.clear(plan.steps, self.engine.runner.planner.tensors)
         for bound in plan.steps:
             view = _view(self.engine, bound, m)
             _launch(bound, m)
@@ -191,9 +195,11 @@ class _Follower:
 
     def __init__(self, engine: Engine, plans: deque[list[_Record]], found: Comparison) -> None:
         self.engine, self.plans, self.found = engine, plans, found
+        self.cleared = Cleared()
 
     def walk(self, plan: Plan, m: int) -> None:
         records = self.plans.popleft()
+        self.cleared.clear(plan.steps, self.engine.runner.planner.tensors)
         matcher = SequenceMatcher(
             None, [r.key for r in records], [_key(b) for b in plan.steps], autojunk=False
         )

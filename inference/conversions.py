@@ -15,6 +15,8 @@ from ..kernels.types import Workload
 from .choose import Choice
 from .graph import Step
 
+_IMAGE = " image"
+
 
 @dataclass(frozen=True)
 class Conversion(Step):
@@ -31,7 +33,12 @@ class Conversion(Step):
 
 def image_of(name: str) -> str:
     """What the image of a tensor is called among the planner's tensors."""
-    return f"{name} image"
+    return f"{name}{_IMAGE}"
+
+
+def tensor_of(name: str) -> str:
+    """The tensor whose image is called ``name``; ``name`` if it is none."""
+    return name.removesuffix(_IMAGE)
 
 
 def conversions_of(choices: Iterable[Choice]) -> list[Workload]:

@@ -251,7 +251,8 @@ class Engine:
             limit = self.runner.limit
             lines.append(f"context: {limit} positions at most, more breaks {self.runner.shortened}")
         ops = {workload.op for workload in self.runner.planner.choices}
-        return lines + self.runner.planner.chooser.rules.lines(ops) + self._not_as_asked()
+        rules = self.runner.planner.chooser.rules.of_ops(ops)
+        return lines + rules.lines() + self._not_as_asked()
 
     def _not_as_asked(self) -> list[str]:
         """Which operations don't run as ``--variant`` asks of all, and why."""

@@ -18,9 +18,10 @@ from ..kernels.types import Array, Config, Workload
 from .buckets import TOKENS, context_bucket
 from .chain import Chain, logits_error
 from .choose import Choice
+from .conversions import conversions_of
 from .findings import Fault, Kind, Logits, Tally, tally_of
 from .graph import MATRIX_OPS, uses
-from .launch_view import LaunchView, real_workload
+from .launch_view import Cleared, LaunchView, real_workload
 from .plan import BoundStep, Plan
 from .step_check import LaunchFailed, Trial
 from .verify import affordable
@@ -108,7 +109,7 @@ class Exam:
         self.engine, self.effort, self.known, self.progress = engine, effort, known, progress
         self.runner, self.planner = engine.runner, engine.runner.planner
         self.found = Findings()
-        self._walks = 0
+        self._walks, self._cleared = 0, Cleared()
         self._stepwise: list[Array] = []
 
     def run(self) -> Findings:
@@ -145,6 +146,7 @@ class Exam:
     def _walk(self, plan: Plan, m: int) -> None:
         """Stands in for :meth:`.plan.Plan.run`."""
         self._walks += 1
+        self._cleared.clear(plan.steps, self.planner.tensors)
         compared = self._chosen(plan.steps)
         start = int(self.planner.tensors["state"].read()[0])
         for index, bound in enumerate(plan.steps):
@@ -208,7 +210,9 @@ class Exam:
         steps = [s for m in (1, *TOKENS) for ctx in contexts for s in graph.body(m, ctx)]
         self.planner.load(self.planner.resolve(s for s in steps if s.workload in wanted))
         tried: set[tuple[str, Workload]] = set()
-        choices = [c for w, c in self.planner.choices.items() if w in wanted]
+        chosen = self.planner.choices
+        wanted |= {*conversions_of(chosen[workload] for workload in wanted)}
+        choices = [chosen[workload] for workload in chosen if workload in wanted]
         for place, choice in enumerate(choices):
             workload, config = affordable(choice.workload, choice.config), choice.config
             source = source_of(workload, config)
@@ -272,7 +276,7 @@ class Exam:
 
     def _all_weights(self) -> int:
         steps = [*self.runner.graph.body(1, context_bucket(1)), *self.runner.graph.head()]
-        return sum(_weights(step.workload) for step in steps)
+        return sum(_weights(s.workload) for s in steps if s.workload.op != "embedding")
 
 
 def _random_fault(choice: Choice, workload: Workload, verdict: Verdict, same: bool) -> Fault:

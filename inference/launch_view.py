@@ -7,7 +7,7 @@ whether they lie on a device or, for the chain of references, in NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from ..kernels import SPECS
 from ..kernels.types import Argument, Array, Config, Workload
 from ..kernels.weights import Matrix
+from .plan import BoundStep
 from .weights import Weights
 
 #: Arguments with a row for each position of the sequence, whatever their declared shape says.
@@ -93,7 +94,8 @@ class LaunchView:
         if name in POSITIONAL:
             return self.end * int(np.prod(tensor.shape[1:], dtype=np.int64))
         if argument.memory == "image2d":
-            return int(np.prod(tensor.shape, dtype=np.int64))
+            # Rows of whole texels; a chain has the matrix itself there.
+            return argument.shape[0] * int(np.prod(tensor.shape[1:], dtype=np.int64))
         return int(np.prod(argument.shape, dtype=np.int64))
 
     def shaped(self, name: str, flat: Array) -> Array:
@@ -101,12 +103,18 @@ class LaunchView:
         argument: Argument = self.arguments[name]
         if name in POSITIONAL:
             return flat.reshape(self.end, *self.tensor(name).shape[1:])
-        return flat if argument.memory == "image2d" else flat.reshape(argument.shape)
+        if argument.memory == "image2d" and argument.role == "input":
+            return flat.reshape(argument.shape[0], -1)[:, : self.workload.size("k")]
+        return flat.reshape(argument.shape)
+
+    def content(self, name: str) -> Array:
+        """All of an argument's tensor, flat."""
+        return self.tensor(name).read().reshape(-1)
 
     def inputs(self) -> dict[str, Array]:
         """What the launch will read, without matrices."""
         return {
-            name: self.shaped(name, self.tensor(name).read(self.count(name)))
+            name: self.shaped(name, self.content(name)[: self.count(name)])
             for name, argument in self.arguments.items()
             if argument.role != "output"
         }
@@ -134,3 +142,24 @@ class LaunchView:
         tokens = self.end - self.start
         count = "1 token" if tokens == 1 else f"{tokens} tokens"
         return f"{where}, {count} at position {self.start}"
+
+
+class Cleared:
+    """Fills tensors with zeros before the first plan that writes them runs.
+
+    A launch may write a part of a tensor and leave the rest: a piece of a matrix its columns. What
+    lies there at first is whatever the driver left, which may be no number.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[Held] = []
+
+    def clear(self, steps: Iterable[BoundStep], tensors: Mapping[str, Held]) -> None:
+        for bound in steps:
+            for argument in SPECS[bound.workload.op].arguments(bound.workload, bound.config):
+                if argument.role not in ("output", "inout") or argument.name in POSITIONAL:
+                    continue
+                tensor = tensors[bound.names[argument.name]]
+                if not any(tensor is seen for seen in self._seen):
+                    self._seen.append(tensor)
+                    tensor.write(np.zeros(tensor.shape, tensor.dtype))

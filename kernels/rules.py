@@ -147,26 +147,35 @@ class Rules:
         needed = SPECS[workload.op].conversions(workload, config).values()
         return all(self.left(conversion.op) for conversion in needed)
 
-    def why(self, workload: Workload) -> str:
-        """What the rules say of a workload that nothing is left for; empty if nothing."""
-        said = self.lines([workload.op])
-        said += [
-            f"{config} is banned for this driver ({ban.reason})"
-            for (other, config), ban in self.configs.items()
-            if other == workload
-        ]
-        return ", ".join(said) + (": clkiln cache rules lists them" if said else "")
-
-    def lines(self, ops: Iterable[str]) -> list[str]:
-        """What holds for whole operations among ``ops``, a line each."""
+    def of_ops(self, ops: Iterable[str]) -> Rules:
+        """Those that are about ``ops``."""
         wanted = set(ops)
+        return Rules(
+            {key: ban for key, ban in self.variants.items() if key[0] in wanted},
+            {key: ban for key, ban in self.configs.items() if key[0].op in wanted},
+            {op: name for op, name in self.pins.items() if op in wanted},
+        )
+
+    def lines(self) -> list[str]:
+        """What holds for whole operations, a line each."""
         lines = [
             f"{op}={name} is banned for this driver ({ban.reason})"
             for (op, name), ban in self.variants.items()
-            if op in wanted
         ]
-        pins = [(op, name) for op, name in self.pins.items() if op in wanted]
-        return lines + [f"{op}={name} is pinned for this driver" for op, name in pins]
+        return lines + [f"{op}={name} is pinned for this driver" for op, name in self.pins.items()]
+
+    def all_lines(self) -> list[str]:
+        """As :meth:`lines`, with the configurations that are banned for single workloads."""
+        return self.lines() + [
+            f"{workload} {config} is banned for this driver ({ban.reason})"
+            for (workload, config), ban in self.configs.items()
+        ]
+
+    def why(self, workload: Workload) -> str:
+        """What the rules say of a workload that nothing is left for; empty if nothing."""
+        own = {key: ban for key, ban in self.configs.items() if key[0] == workload}
+        said = replace(self.of_ops([workload.op]), configs=own).all_lines()
+        return ", ".join(said) + (": clkiln cache rules lists them" if said else "")
 
     def safe(
         self,

@@ -180,13 +180,18 @@ class Tensor:
         return self._texels[size]
 
     def write(self, data: NDArray[Any], *, blocking: bool = True) -> None:
-        """Copy ``data`` (at most as long, same dtype) to the start of the buffer."""
+        """Copy ``data`` (at most as long, same dtype) to the start; of an image whole rows."""
         data = np.ascontiguousarray(data)
-        if self.memory != "buffer" or data.dtype != self.dtype or data.nbytes > self.nbytes:
+        row = 1 if self.memory == "buffer" else int(np.prod(self.shape[1:], dtype=np.int64))
+        if data.dtype != self.dtype or data.nbytes > self.nbytes or data.size % row:
             raise ValueError(f"{self.what}: can't write {data.dtype}{list(data.shape)} into it")
-        if data.nbytes:
-            with self.context.errors(f"copy to {self.what}"):
-                cl.enqueue_copy(self.context.queue, self.handle, data, is_blocking=blocking)
+        if not data.nbytes:
+            return
+        place: dict[str, Any] = {}
+        if self.memory != "buffer":
+            place = {"origin": (0, 0), "region": (self.shape[1], data.size // row)}
+        with self.context.errors(f"copy to {self.what}"):
+            cl.enqueue_copy(self.context.queue, self.handle, data, is_blocking=blocking, **place)
 
     def read(self, count: int | None = None) -> NDArray[Any]:
         """The array on the host; of a buffer, on request, only the first ``count`` elements."""

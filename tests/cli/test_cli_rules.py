@@ -94,3 +94,17 @@ def test_runs_and_tuning_honour_them(
     assert after["feasible"] < before["feasible"]
     for line in ("gemv=image is banned for this driver (by hand)", "gemm=buffer is pinned"):
         assert line in ruled.err and line not in plain.err
+
+
+def test_kernels_says_what_is_banned(call: Call, device: str, cache_dir: Path) -> None:
+    """Of the device's own cache file."""
+    plain = call("kernels", "--device", device)
+    assert "Banned" not in plain.out
+    call("cache", "ban", "gemv=image", "--reason", "garbage on Mondays", "--device", device)
+    listed = call("kernels", "--device", device)
+    assert listed.out.startswith(plain.out)
+    assert "gemv=image is banned for this driver (garbage on Mondays)" in listed.out
+    assert "garbage" in call("kernels", "gemv", "--device", device).out
+    assert "garbage" not in call("kernels", "gemm", "--device", device).out
+    data = json.loads(call("kernels", "--device", device, "--json").out)
+    assert data["rules"]["variants"][0]["reason"] == "garbage on Mondays"

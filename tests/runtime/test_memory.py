@@ -101,14 +101,23 @@ def test_write_changes_the_start_alone(context: Context, blocking: bool) -> None
     tensor.release()
 
 
+def test_rows_of_an_image_are_written(context: Context) -> None:
+    content = np.arange(36, dtype=np.float32).reshape(3, 3, 4)
+    image = context.upload(content, "image2d", what="picture")
+    image.write(-content[:2])
+    assert np.array_equal(image.read(), np.concatenate([-content[:2], content[2:]]))
+    image.release()
+
+
 def test_write_refuses_what_does_not_fit(context: Context) -> None:
     tensor = context.upload(np.zeros(4, np.int32), what="state")
     for wrong in (np.zeros(5, np.int32), np.zeros(2, np.int64), np.zeros(2, np.float32)):
         with pytest.raises(ValueError, match="state: can't write"):
             tensor.write(wrong)
-    image = context.upload(np.zeros((1, 1, 4), np.float32), "image2d", what="picture")
-    with pytest.raises(ValueError, match="picture: can't write"):
-        image.write(np.zeros(4, np.float32))
+    image = context.upload(np.zeros((2, 3, 4), np.float32), "image2d", what="picture")
+    for part in (np.zeros(4, np.float32), np.zeros((3, 3, 4), np.float32)):
+        with pytest.raises(ValueError, match="picture: can't write"):
+            image.write(part)
     tensor.release()
     image.release()
 
