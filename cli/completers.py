@@ -70,6 +70,15 @@ def variants(context: click.Context, parameter: click.Parameter, incomplete: str
     return _those(("buffer", "image"), incomplete)
 
 
+def choices(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """Every variant of every operation as ``OP=VARIANT``; bash takes what follows the equals sign
+    for a word of its own."""
+    from ..kernels import SPECS
+
+    pairs = [f"{op}={variant.name}" for op, spec in SPECS.items() for variant in spec.variants]
+    return _those(pairs, incomplete)
+
+
 def limits(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """The profiles that have names, and files."""
     from ..runtime.limits import PROFILES

@@ -11,12 +11,13 @@ import click
 
 from ..errors import UsageError
 from .common import CONTEXT, print_json, shared, wrapped
+from .completers import choices, operations
 
 if TYPE_CHECKING:
     from ..kernels.rules import Rules
     from ..runtime.device import DeviceInfo
 
-OP_VARIANT = click.argument("choice", metavar="OP=VARIANT")
+OP_VARIANT = click.argument("choice", metavar="OP=VARIANT", shell_complete=choices)
 
 
 @click.command("ban", context_settings=CONTEXT)
@@ -94,7 +95,7 @@ def pin_command(
 
 
 @click.command("unpin", context_settings=CONTEXT)
-@click.argument("operation", metavar="OP")
+@click.argument("operation", metavar="OP", shell_complete=operations)
 @shared("device", "cache", "limits", "json")
 def unpin_command(
     operation: str, device: str | None, cache: Path | None, limits: tuple[str, ...], as_json: bool

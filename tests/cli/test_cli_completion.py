@@ -36,7 +36,9 @@ def plain(*words: str) -> list[str]:
     [
         ("clkiln re", plain("report")),
         ("clkiln cook", []),
-        ("clkiln cache ", plain("clear", "info", "path", "prune", "verify")),
+        ("clkiln cache p", plain("path", "pin", "prune")),
+        ("clkiln cache ban gemv=", plain("gemv=buffer", "gemv=image")),
+        ("clkiln cache unpin gem", plain("gemm", "gemv")),
         ("clkiln run --seed 3 smoll", ["file,smoll", *plain("smollm2-135m")]),
         ("clkiln tune ./mod", ["file,./mod"]),
         ("clkiln bench m.gguf -o ", plain("md", "json", "csv")),

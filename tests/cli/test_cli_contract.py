@@ -106,7 +106,7 @@ def test_version(call: Call) -> None:
         "run MODEL a --seed -1", "run MODEL a -c 0", "run MODEL a -c 1025",
         "run MODEL a --variant tape", "run MODEL a --variant gemv", "run MODEL a --variant gemv=",
         "run MODEL a --variant gemv=tape", "run MODEL a --variant cook=image",
-        "run MODEL a --variant argmax=image",
+        "run MODEL a --variant roof_fma=image",
         "run MODEL a --variant gemv=image --variant gemm=buffer",
         "tune MODEL --quantize q4_0", "tune --quantize q8_0", "tune MODEL --quantize q3",
         "tune MODEL --level low", "tune MODEL --budget soon", "tune MODEL --budget 0",
