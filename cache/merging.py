@@ -56,7 +56,8 @@ def _merge_trials(connection: sqlite3.Connection, more: Iterable[TrialRow]) -> i
     """Unite; trials lie in the order of their times, those of a run as it made them."""
     before = _rows(connection, TrialRow)
     known = {trial_order(row) for row in before}
-    new = [row for row in more if trial_order(row) not in known]
+    # What comes may hold the same trial twice, too.
+    new = [row for key, row in {trial_order(r): r for r in more}.items() if key not in known]
     if not new:
         return 0
 

@@ -25,7 +25,7 @@ QUESTION = "What is the capital of France?"
 GREEDY = ("--temp", "0", "-n", "8")
 FIELDS = {
     "text", "token_ids", "prompt_token_ids", "finish_reason", "device", "programs", "fallbacks",
-    "timing", "seed",
+    "limits", "timing", "seed",
 }  # fmt: skip
 TIMES = {
     "startup_s", "first_token_s", "load_s", "program_load_s", "prefill_tok_s", "decode_tok_s",
