@@ -195,6 +195,9 @@ class LinearSpec(WeightSpec):
         """As what ``x`` is read, a place in :data:`~.images.FORMS`."""
         return config.get("XM", 0)
 
+    def way(self, config: Config) -> str:
+        return f"{config.variant} {FORMS[self.form(config)]}"
+
     def conversions(self, workload: Workload, config: Config) -> Mapping[str, Workload]:
         if self.form(config) != CONVERTED:
             return {}

@@ -265,6 +265,11 @@ class KernelSpec(ABC):
         """The weight layout that ``config`` reads; None for an operation without weights."""
         return None
 
+    def way(self, config: Config) -> str:
+        """What a search tries one of before it trusts what it learns: the variant, and whatever
+        else says little of how quick others are."""
+        return config.variant
+
     def conversions(self, workload: Workload, config: Config) -> Mapping[str, Workload]:
         """What has to be launched before ``config`` can run, by the input that it makes: that
         input's tensor lies in a buffer, and ``config`` reads it from an image of its own."""

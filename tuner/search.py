@@ -1,6 +1,6 @@
 """Where to look next in the space of one workload.
 
-A spec's starting points first, one configuration of each variant, then what
+A spec's starting points first, one configuration of each way, then what
 :class:`~clkiln.tuner.strategy.Strategy` makes of the feasible set. A space that is too large to be
 enumerated is left to Optuna's tree-structured Parzen estimator, with every other proposal a
 neighbour of the best so far (one parameter changed). Nothing infeasible, nothing banned and nothing
@@ -88,6 +88,14 @@ class Search:
         return {config: index for index, config in enumerate(self.feasible or ())}
 
     @cached_property
+    def _ways(self) -> dict[str, list[Config]]:
+        """The feasible set by :meth:`~clkiln.kernels.types.KernelSpec.way`."""
+        ways: dict[str, list[Config]] = {}
+        for config in self.feasible or ():
+            ways.setdefault(self.spec.way(config), []).append(config)
+        return ways
+
+    @cached_property
     def _strategy(self) -> Strategy:
         points = [{"variant": c.variant, **dict(c.params)} for c in self.feasible or ()]
         strategy = Strategy(points, seed=self._seed)
@@ -131,10 +139,8 @@ class Search:
             config = self._starts.pop(0)
             if config not in self._times:
                 return config
-        seen = self._variant_bests()
-        for name in self.parameters:
-            if name not in seen and (first := self._first_of(name)) is not None:
-                return first
+        if (first := self._first_of_way()) is not None:
+            return first
         if self.feasible is not None:
             index = self._strategy.ask()
             return None if index is None else self.feasible[index]
@@ -174,10 +180,25 @@ class Search:
                     found.append(other)
         return found
 
-    def _first_of(self, variant: str) -> Config | None:
-        """The untried configuration of ``variant`` that is most like the best of all."""
+    def _first_of_way(self) -> Config | None:
+        """A configuration of a way that was not tried: of each variant first, then of the other
+        ways of those that are not far behind."""
+        bests = self._variant_bests()
+        for name in self.parameters:
+            ways = [configs for configs in self._ways.values() if configs[0].variant == name]
+            if name not in bests and ways:
+                return self._most_like_best([config for configs in ways for config in configs])
+        limit = FAR_BEHIND * self.best[1] if self.best else 0.0
+        tried = {self.spec.way(config) for config in self._times}
+        for way, configs in self._ways.items():
+            if way not in tried and bests.get(configs[0].variant, math.inf) <= limit:
+                return self._most_like_best(configs)
+        return None
+
+    def _most_like_best(self, configs: Iterable[Config]) -> Config | None:
+        """The untried one that is most like the best of all."""
         like = dict(self.best[0].params) if self.best else {}
-        found = [c for c in self.feasible or () if c.variant == variant and c not in self._times]
+        found = [config for config in configs if config not in self._times]
         return max(found, key=lambda c: sum(like.get(n) == v for n, v in c.params), default=None)
 
     def _any(self) -> Config | None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import clk_engine
 import clk_logits
 from clk_cache import quick, some_best
-from clk_pocl import a_device, find_pocl
+from clk_pocl import a_device, find_intel, find_pocl
 from clk_run import Limits
 from clkiln.cache.rows import BestRow
 from clkiln.cache.store import Store
@@ -177,14 +177,15 @@ def some_and_rest() -> list[object]:
     names = ("qwen3/f32", "llama2/q4_0", "qwen2.5/q4_k_m")
     return [
         pytest.param(*case, marks=() if case in USUAL else pytest.mark.long)
-        for case in product(names, ("pip", "debian"), FORMS)
+        for case in product(names, ("pip", "debian", "intel"), FORMS)
     ]
 
 
 @pytest.mark.parametrize(("name", "source", "form"), some_and_rest())
 def test_logits(tmp_path: Path, name: str, source: str, form: int | str) -> None:
     """Prompts of several lengths, so that images are larger than what is in them."""
-    path, device = clk_engine.model(name), find_pocl(source)
+    path = clk_engine.model(name)
+    device = find_intel() if source == "intel" else find_pocl(source)
     prompts = (1, 20, 7) if (name, source, form) in USUAL else (1, 20, 300, 7)
     want = clk_logits.reference(path, DEFAULT_KV, prompts, 3)
     _, load = engine_of(tmp_path, path, device, form)

@@ -183,3 +183,30 @@ def test_results_of_another_kind_do_not_confuse(kind: str) -> None:
     asked = run(search, lambda config: 1e-3 * (1 + chance(config)), 30)
     assert len(set(asked)) == 30
     assert {config.variant for config in asked} == {kind}
+
+
+@pytest.mark.parametrize("known", [None, 0, 1, 2])
+def test_every_form_of_a_variant_that_is_near_is_tried(known: int | None) -> None:
+    """Right after the variants, one that was tried before not again; of one far behind none is."""
+    info = make_info(features=frozenset({"images", "image_buffers"}))
+    spec = SPECS["gemv"]
+
+    def tried(penalty: float) -> list[int | None]:
+        """By the form of x, None in buffers; the strategy's own proposals are left out."""
+        search = Search(spec, GEMV, info, starts=[spec.safe(GEMV, info)])
+        if known is not None:
+            feasible = search.feasible or ()
+            search.tell(next(c for c in feasible if c.get("XM", -1) == known), penalty)
+        forms: list[int | None] = []
+        while search._starts or search._first_of_way() is not None:
+            config = search.ask()
+            assert config is not None
+            forms.append(config["XM"] if config.variant == "image" else None)
+            search.tell(config, penalty if config.variant == "image" else 1.0)
+        return forms
+
+    near, far = tried(1.9), tried(2.1)
+    assert near[0] is None and sorted(form for form in near if form is not None) == [
+        form for form in (0, 1, 2) if form != known
+    ]
+    assert far[0] is None and len(far) == (2 if known is None else 1)
