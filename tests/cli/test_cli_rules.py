@@ -78,6 +78,7 @@ def test_what_makes_no_sense_is_refused(
     assert listed(rule) == kept
 
 
+@pytest.mark.long
 def test_runs_and_tuning_honour_them(
     call: Call, rule: Callable[..., Result], device: str, model: Path
 ) -> None:

@@ -25,7 +25,7 @@ PAGES = (
     "docs/tuning-guide.md", "docs/checking.md",
 )  # fmt: skip
 #: Pages whose commands take minutes.
-SLOW = ("tuning-guide.md", "checking.md")
+SLOW = ("getting-started.md", "tuning-guide.md", "checking.md")
 
 
 def test_a_kernel_is_added_as_the_page_says(tmp_path: Path) -> None:

@@ -24,8 +24,7 @@ from clkiln.runtime.limits import PROFILES
 
 DRIVERS = ("pip", "debian", "intel")
 FORMS = ("buffer", "image", "free")
-#: What every run of the tests does; all other cases are long.
-QUICK = {("debian", "free", "")}
+pytestmark = pytest.mark.long
 #: Seconds for an engine on the simulator.
 PATIENCE = 900
 
@@ -39,8 +38,7 @@ def cases(*drivers: str) -> list[object]:
     found = []
     for index, case in enumerate(product(drivers, FORMS, ("", *PROFILES))):
         model = clk_engine.MODELS[index % len(clk_engine.MODELS)]
-        marks = () if case in QUICK else pytest.mark.long
-        found.append(pytest.param(*case, model, marks=marks))
+        found.append(pytest.param(*case, model))
     return found
 
 
