@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from ..errors import CacheError
@@ -15,6 +16,8 @@ from . import schema, trust
 
 #: Seconds to wait for another process's transaction.
 BUSY_TIMEOUT = 5.0
+#: Further looks at a header that names no owner, a hundredth of a second apart.
+LOOKS = 20
 
 #: What a file can make SQLite raise: a message that quotes damaged text may not even be UTF-8.
 FAULTS = (sqlite3.Error, UnicodeDecodeError)
@@ -165,16 +168,26 @@ def _probe(path: Path) -> int:
     An ordinary connection would roll back a journal that a killed writer left, which changes the
     file; this one cannot change anything, so what is not ours stays as it is.
     """
+    application, version = _identity(path)
+    for _ in range(LOOKS):
+        if application:
+            break
+        # Foreign, or another process is in its first commit: that is seen before it is whole.
+        time.sleep(0.01)
+        application, version = _identity(path)
+    # Empty by now: another process has rolled back what a killed one had begun to write.
+    if os.path.getsize(path) > 0:
+        schema.check_identity(application, version)
+    return version
+
+
+def _identity(path: Path) -> tuple[int, int]:
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
     try:
         # Else SQLite refuses a header that counts more pages than there are. A writer killed in its
         # first commit leaves one, and the journal mends it once the file is known to be ours.
         connection.execute("PRAGMA writable_schema = ON")
-        application, version = schema.identity(connection)
-        # Empty by now: another process has rolled back what a killed one had begun to write.
-        if os.path.getsize(path) > 0:
-            schema.check_identity(application, version)
-        return version
+        return schema.identity(connection)
     finally:
         connection.close()
 
