@@ -264,6 +264,7 @@ def test_a_dry_run_searches_nothing(call: Call, model: Path, device: str, cache_
     assert list(cache_dir.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_dry_run_of_less(call: Call, model: Path, device: str) -> None:
     arguments = ("tune", model, "--dry-run", "--json", "--device", device)
     whole = json.loads(call(*arguments).out)

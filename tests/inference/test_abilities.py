@@ -88,6 +88,7 @@ SMALLER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALLER)
 def test_a_smaller_device_is_right(name: str) -> None:
     with clk_engine.engine() as engine:
@@ -180,6 +181,7 @@ def test_a_kind_asked_of_all_falls_back_and_says_why() -> None:
     assert all(line in warning for line in lines)
 
 
+@pytest.mark.long
 def test_a_context_longer_than_an_image_buffer_is_read_from_buffers() -> None:
     """And shorter ones from images still, of a KV cache that is longer than they may be."""
 

@@ -90,6 +90,7 @@ def converting(cache: Path) -> None:
         clk_engine.plant(loaded.store, found)
 
 
+@pytest.mark.long
 def test_conversions_are_checked_and_what_reads_them(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
