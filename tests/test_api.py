@@ -151,7 +151,7 @@ def test_a_preview_opens_no_cache_file(tmp_path: Path) -> None:
 def test_what_no_image_can_hold_is_tuned_in_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     device = clk_engine.a_device()
     small = replace(device, info=replace(device.info, image_max_buffer_size=128))
-    monkeypatch.setattr("clkiln.api.choose_device", lambda *_: (small, ""))
+    monkeypatch.setattr("clkiln.api.job.choose_device", lambda *_: (small, ""))
     warnings: list[str] = []
     with TuningJob(clk_engine.small_model(), variant=["image"], warn=warnings.append) as job:
         assert all(row["feasible"] for row in job.preview()["workloads"])
@@ -172,7 +172,7 @@ def test_contexts_that_a_device_cannot_run_are_not_tuned(
     contexts: dict[bool, set[object]] = {}
     for limited in (False, True):
         chosen = small if limited else device
-        monkeypatch.setattr("clkiln.api.choose_device", lambda *_, chosen=chosen: (chosen, ""))
+        monkeypatch.setattr("clkiln.api.job.choose_device", lambda *_, chosen=chosen: (chosen, ""))
         with TuningJob(model, cache=tmp_path / "cache.sqlite") as job:
             contexts[limited] = {dict(use.workload.items).get("ctx") for use in job.wanted}
     assert contexts[False] - contexts[True] == {2048}

@@ -1,153 +1,45 @@
-"""Tuning as a library call: :func:`tune`, which the command line's ``tune`` is a face of.
-
-::
-
-    import clkiln
-
-    summary = clkiln.tune("smollm2-135m", level="fast")
-    print(summary.decode_before, "->", summary.decode_after, "tokens/s")
-
-A layer of its own between ``cli`` and the rooms in the middle: a tuning run takes the workloads of
-``inference``, the search of ``tuner`` and an engine to measure before and after, and those two
-rooms don't know each other.
-"""
+"""A tuning run as an object: what is wanted, what is to be done, doing it."""
 
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import geometric_mean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .cache.layered import LayeredStore
-from .cache.paths import cache_file
-from .cache.rows import RunRow
-from .cache.store import Store
-from .errors import ClkilnError, TuningError, UsageError
-from .harness.rules import rules_on_file
-from .inference.abilities import Abilities
-from .inference.catalog import resolve
-from .inference.choose import together
-from .inference.devices import choose_device, note_speed
-from .inference.graph import Graph, uses
-from .inference.kv_cache import DEFAULT_KV
-from .inference.model import Model, open_model
-from .inference.standard import TRIALS, standard_operations, standard_uses
-from .kernels import SPECS
-from .kernels.variants import VariantRequest
-from .runtime.device import memory_budget
-from .runtime.faults import check_device
-from .tuner.levels import LEVELS, parse_budget
-from .tuner.record import undone
-from .tuner.session import CONFIRM_SHARE, SECONDS_PER_TRIAL, TuningRun
+from ..cache.layered import LayeredStore
+from ..cache.paths import cache_file
+from ..cache.rows import RunRow
+from ..cache.store import Store
+from ..errors import ClkilnError, TuningError, UsageError
+from ..harness.rules import rules_on_file
+from ..inference.abilities import Abilities
+from ..inference.catalog import resolve
+from ..inference.choose import together
+from ..inference.devices import choose_device, note_speed
+from ..inference.graph import Graph, uses
+from ..inference.kv_cache import DEFAULT_KV
+from ..inference.model import Model, open_model
+from ..inference.standard import TRIALS, standard_operations, standard_uses
+from ..kernels import SPECS
+from ..kernels.variants import VariantRequest
+from ..runtime.device import memory_budget
+from ..runtime.faults import check_device
+from ..tuner.levels import LEVELS, parse_budget
+from ..tuner.record import undone
+from ..tuner.session import CONFIRM_SHARE, SECONDS_PER_TRIAL, TuningRun
+from .summary import STANDARD, TuneSummary
+from .whole import WholeModel
 
 if TYPE_CHECKING:
-    from .inference.engine import Engine
-    from .kernels.uses import Use
-    from .runtime.device import Device
-    from .tuner.session import Progress, TuneResult
+    from ..kernels.uses import Use
+    from ..runtime.device import Device
+    from ..tuner.session import Progress, TuneResult
 
 logger = logging.getLogger(__name__)
-
-#: What a run without a model is called in place of the model's name.
-STANDARD = "standard shapes"
-#: Tokens and repeats of the measurements before and after.
-DECODE_TOKENS, DECODE_REPEATS = 32, 3
-PREFILL_TOKENS, PREFILL_REPEATS = 256, 2
-
-
-@dataclass(frozen=True)
-class TuneSummary:
-    """What a tuning run did.
-
-    ``seconds`` is the time searched, ``kernels`` the workloads searched (those wanted, where
-    ``already_done`` says that there was nothing left to do), ``trials`` the configurations tried
-    and ``by_status`` how many of them ended how. ``decode_*`` and ``prefill_*`` are tokens per
-    second of the whole model with safe defaults (``before``) and with what is kept now
-    (``after``); None where they were not measured. ``speedup`` is there without a model only: how
-    much quicker than safe defaults the workloads searched are now, as a geometric mean. ``check``
-    is what the check at the end found: ``ok``, ``launches`` of which some were ``compared``, what
-    was ``banned``, a ``problem`` that is left, ``seconds``; None if there was none.
-    """
-
-    model: str
-    device: str
-    cache_file: str
-    level: str
-    already_done: bool
-    kernels: int
-    trials: int = 0
-    seconds: float = 0.0
-    by_status: Mapping[str, int] = field(default_factory=dict)
-    decode_before: float | None = None
-    decode_after: float | None = None
-    prefill_before: float | None = None
-    prefill_after: float | None = None
-    speedup: float | None = None
-    check: Mapping[str, Any] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; where nothing was left to do, without figures of a search."""
-        data = asdict(self)
-        if self.already_done:
-            return {name: data[name] for name in _WITHOUT_SEARCH}
-        del data["check" if self.model == STANDARD else "speedup"]
-        return data
-
-
-_WITHOUT_SEARCH = ("model", "device", "cache_file", "level", "already_done", "kernels", "trials")
-
-
-def tune(
-    model: str | Path | None = None,
-    device: str | Device | None = None,
-    cache: str | Path | None = None,
-    *,
-    level: str = "normal",
-    budget: float | str | None = None,
-    kernels: Sequence[str] = (),
-    variant: Sequence[str] = (),
-    limits: Sequence[str | Path] = (),
-    force: bool = False,
-    quantize: str | None = None,
-    check: bool = True,
-    progress: Callable[[Progress], None] | None = None,
-    warn: Callable[[str], None] | None = None,
-) -> TuneSummary:
-    """Search the best kernels of ``model`` for a device and keep them in its cache file.
-
-    ``model`` is a path or a catalog entry. Without one a standard set of shapes is searched, those
-    of the layers of models that people run: a model that was never tuned then runs with the
-    parameters of the shapes that are most like its own, until it is tuned itself. ``device`` and
-    ``cache`` are as of :meth:`Engine.load <clkiln.inference.engine.Engine.load>`. ``level`` is how
-    long to search: ``fast`` (45 s), ``normal`` (5 min), ``wide`` (30 min) or ``exhaustive``;
-    ``budget``, in seconds or as ``"90s"``, ``"5m"`` or ``"1h"``, ends it sooner. ``kernels`` limits
-    the search to operations (``gemv``, ...), ``variant`` forces where operands lie, as
-    ``--variant`` does; ``limits`` is as of ``Engine.load``, and what is found under limits is kept
-    apart. ``force`` searches again what is done already. ``quantize`` is the coding in
-    which float weights are loaded, as of ``Engine.load``. ``check``: at the end compare some of the
-    model's launches with their references, and replace what is wrong.
-
-    ``progress`` is called after every trial with a :class:`~clkiln.tuner.session.Progress`,
-    ``warn`` with each warning as one line (default: the log). What was found is kept whatever ends
-    the call, a ``KeyboardInterrupt`` included; the next call goes on from there.
-
-    Raises :class:`~clkiln.errors.UsageError` for arguments that mean nothing,
-    :class:`~clkiln.errors.ModelError` and its kin for the model's file,
-    :class:`~clkiln.errors.DeviceError`, :class:`~clkiln.errors.UnsupportedOperation` for a model
-    that the device can't run, :class:`~clkiln.errors.CacheError` for a cache file that can't be
-    written, :class:`~clkiln.errors.TuningError` where no trial can be made at all.
-    """
-    with TuningJob(
-        model, device, cache, level=level, budget=budget, kernels=kernels, variant=variant,
-        limits=limits, force=force, quantize=quantize, check=check, warn=warn,
-    ) as job:  # fmt: skip
-        return job.run(progress)
 
 
 class TuningJob:
@@ -273,7 +165,7 @@ class TuningJob:
         """Search :attr:`todo`, measure the engine before and after, keep and return the figures."""
         if not self.todo:
             return self._summary(already_done=True, kernels=len(self.wanted))
-        from .inference.check import after_tuning
+        from ..inference.check import after_tuning
 
         check_device(self.device)
         driver = self.device.info.driver_key
@@ -296,7 +188,7 @@ class TuningJob:
             raise
         check = None
         if (model := self.model) is not None and self.check:
-            check = after_tuning(lambda: self._engine(model, self.cache), self._warn)
+            check = after_tuning(lambda: self._whole(model).engine(self.cache), self._warn)
         speeds = {} if self.model is None else self._speeds(self.model, result)
         self.store.finish_run(run_id, result.seconds, _figures(result, speeds))
         return self._summary(
@@ -332,16 +224,17 @@ class TuningJob:
                 gains.append(row.default_time / row.time)
         return geometric_mean(gains) if gains else None
 
+    def _whole(self, model: Model) -> WholeModel:
+        return WholeModel(model, self.device, self.quantize, self.variants)
+
     def _speeds(self, model: Model, result: TuneResult) -> dict[str, float | None]:
         """Decode and prefill tokens per second with the safe defaults and with what was found."""
-        before: tuple[float | None, float | None] = (None, None)
-        after = before
+        whole, nothing = self._whole(model), (None, None)
+        before: tuple[float | None, float | None] = nothing
+        after: tuple[float | None, float | None] = nothing
         try:
-            after = self._speed(model, self.cache)
-            with tempfile.TemporaryDirectory() as folder:
-                default = Path(folder) / "defaults.sqlite"
-                self._write_defaults(default, result)
-                before = self._speed(model, default)
+            after = whole.speed(self.cache)
+            before = whole.default_speed(result.defaults)
         except ClkilnError as error:
             self._warn(f"tuned, but the whole model could not be measured: {error}")
         decode, prefill = after
@@ -354,26 +247,6 @@ class TuningJob:
             "prefill_before": before[1],
             "prefill_after": after[1],
         }
-
-    def _write_defaults(self, path: Path, result: TuneResult) -> None:
-        with Store.open(path) as store:
-            for key, (label, binary) in result.defaults.items():
-                store.put_binary(key, binary, label=label, driver=self.device.info.driver_key)
-
-    def _speed(self, model: Model, cache: Path) -> tuple[float, float]:
-        from .inference.speed import measure_decode, measure_prefill
-
-        with self._engine(model, cache) as engine:
-            decode = measure_decode(engine, DECODE_TOKENS, DECODE_REPEATS).median
-            return decode, measure_prefill(engine, PREFILL_TOKENS, PREFILL_REPEATS).median
-
-    def _engine(self, model: Model, cache: Path) -> Engine:
-        from .inference.engine import Engine
-
-        return Engine.load(
-            model.path, self.device, cache, quantize=self.quantize,
-            variant=str(self.variants).split(), check=False, warn=lambda text: None,
-        )  # fmt: skip
 
 
 def _seconds(budget: float | str | None) -> float | None:
