@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from clk_given import given
+
 # The same examples at every run: a failure is the change's, and not the day's.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
@@ -52,7 +54,4 @@ def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def model_file() -> Path:
     """The small real model; ``make model`` fetches it. Tests skip where it is not there."""
-    name = os.environ.get("CLKILN_TEST_MODEL")
-    if not name:
-        pytest.skip("needs the small model: run make test, or set CLKILN_TEST_MODEL to its file")
-    return Path(name)
+    return given("CLKILN_TEST_MODEL", "the small model, which make test fetches")

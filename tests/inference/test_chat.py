@@ -89,7 +89,10 @@ def test_messages_are_not_changed_by_a_template() -> None:
 def test_no_template_costs_no_import() -> None:
     code = (
         "import sys; from clkiln.inference.chat import render\n"
+        "from clkiln.errors import ModelError\n"
         "try: render([], None, bos='', eos='')\n"
-        "except Exception: assert 'jinja2' not in sys.modules\n"
+        "except ModelError as error: assert 'template' in str(error)\n"
+        "else: raise SystemExit('rendered without a template')\n"
+        "assert 'jinja2' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +108,11 @@ def test_every_format_is_written_as_meant(tmp_path: Path, coding: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.skipif("CLKILN_TEST_MODEL" not in os.environ, reason="needs the real model")
-def test_the_real_model_knows_the_capital_of_france() -> None:
-    path = os.environ["CLKILN_TEST_MODEL"]
-    metadata = GGUFFile.open(path).metadata
+def test_the_real_model_knows_the_capital_of_france(model_file: Path) -> None:
+    metadata = GGUFFile.open(model_file).metadata
     tokenizer = Tokenizer.from_gguf(metadata)
     question = [{"role": "user", "content": "What is the capital of France?"}]
     template = metadata["tokenizer.chat_template"]
     text = render(question, template, bos=tokenizer.bos_text, eos=tokenizer.eos_text)
-    answer = Decoder64(path).greedy(tokenizer.prompt(text), 20, tokenizer.stop_ids)
+    answer = Decoder64(model_file).greedy(tokenizer.prompt(text), 20, tokenizer.stop_ids)
     assert tokenizer.decode(answer) == "The capital of France is Paris."

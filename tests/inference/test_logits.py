@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import clk_engine
+from clk_given import given
 from clk_logits import EXPECTED, PROMPTS, check, errors, reference
 from clk_pocl import find_pocl
 from clkiln.inference.config import SUPPORTED_TYPES
@@ -73,10 +73,8 @@ def test_the_real_model(model_file: Path) -> None:
 @pytest.mark.parametrize("source", ["pip", "debian"])
 def test_a_real_mixture_of_formats(source: str) -> None:
     """Qwen2.5-Coder-0.5B in Q4_K_M; in float64 it takes 6 GB."""
-    path = os.environ.get("CLKILN_TEST_QWEN")
-    if not path:
-        pytest.skip("needs Qwen2.5-Coder: set CLKILN_TEST_QWEN to its GGUF file")
-    found = errors(Path(path), find_pocl(source), DEFAULT_KV, "buffer", (1, 7, 64), 8)
+    path = given("CLKILN_TEST_QWEN", "Qwen2.5-Coder-0.5B as a GGUF file")
+    found = errors(path, find_pocl(source), DEFAULT_KV, "buffer", (1, 7, 64), 8)
     check(found, EXPECTED[DEFAULT_KV])
 
 

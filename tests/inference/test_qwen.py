@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 
 import clk_engine
+from clk_given import given
 from clk_hf import hf_name, write_directory
 from clk_models import write_model
 from clkiln.inference.gguf import GGUFFile
@@ -70,19 +70,12 @@ def lines() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    return _given("CLKILN_TEST_QWEN")
+    return given("CLKILN_TEST_QWEN", "Qwen2.5-Coder-0.5B as a GGUF file")
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Path:
-    return _given("CLKILN_TEST_QWEN_TOKENIZER")
-
-
-def _given(variable: str) -> Path:
-    path = Path(os.environ.get(variable, ""))
-    if not os.environ.get(variable) or not path.exists():
-        pytest.skip(f"needs {variable}")
-    return path
+    return given("CLKILN_TEST_QWEN_TOKENIZER", "a folder with its tokenizer.json")
 
 
 def _tokenizers(folder: Path) -> Callable[[str], list[int]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -352,9 +352,8 @@ def test_importing_the_file_side_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.skipif("CLKILN_TEST_MODEL" not in os.environ, reason="needs the real model")
-def test_the_real_vocabulary() -> None:
-    tokenizer = Tokenizer.from_gguf(GGUFFile.open(os.environ["CLKILN_TEST_MODEL"]).metadata)
+def test_the_real_vocabulary(model_file: Path) -> None:
+    tokenizer = Tokenizer.from_gguf(GGUFFile.open(model_file).metadata)
     text = "<|im_start|>user\nWhat is the capital of France? 1234 + 5<|im_end|>\n"
     ids = tokenizer.encode(text)
     assert ids[:7] == [1, 4093, 198, 1780, 314, 260, 3575]

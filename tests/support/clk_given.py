@@ -1,0 +1,20 @@
+"""What a test is given by the environment: files that are too large to lie beside the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def given(variable: str, what: str) -> Path:
+    """The path in an environment variable.
+
+    Skips where there is none: fetching ``what`` needs a network, and a test run without one is none
+    that failed.
+    """
+    path = Path(os.environ.get(variable) or os.devnull)
+    if not (path.is_file() or path.is_dir()):
+        pytest.skip(f"needs {what}: set {variable} to its path")
+    return path
