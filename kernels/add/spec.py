@@ -7,58 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from ..sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
-from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, vector_widths
-from ..types import (
-    Argument,
-    Array,
-    Config,
-    DeviceLimits,
-    Geometry,
-    KernelSpec,
-    Value,
-    Variant,
-    Workload,
-)
+from ..elementwise import ElementwiseSpec
+from ..texels import input_memory
+from ..types import Argument, Array, Config, Workload
 
 
-class AddSpec(KernelSpec):
-    """Workload: sizes ``d`` (row length) and ``m`` (rows).
-
-    Parameters: ``LX`` work-items to a group along the row, ``V`` vector width, ``U`` vectors to a
-    work-item. The variant ``image`` reads ``x`` as RGBA texels.
-    """
-
-    variants = BUFFER_AND_TEXELS
+class AddSpec(ElementwiseSpec):
+    """``y += x``; of both only ``x`` may be seen as texels, for ``y`` is written, too."""
 
     op = "add"
     file = "add/add.cl"
     example = "add d=576 m=1"
-
-    def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
-        widths = vector_widths(variant, workload.size("d"))
-        return {"LX": LOCAL_SIZES, "V": widths, "U": (1, 2, 4, 8, 16)}
-
-    def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
-        vectors = -(-workload.size("d") // config["V"])
-        return too_many_items(config["LX"] * config["U"], vectors)
-
-    def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
-        width = safe_width(limits, WIDTHS)
-        vectors = -(-workload.size("d") // width)
-        items = safe_items(limits, min(64, vectors))
-        unroll = 16 if limits.type == "cpu" and vectors > 8 else 1
-        return Config.of("buffer", LX=items, V=width, U=unroll)
-
-    def kernel(self, workload: Workload, config: Config) -> str:
-        return "add"
-
-    def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
-        return {**dict(config.params), **texel_defines(config), "D": workload.size("d")}
-
-    def geometry(self, workload: Workload, config: Config) -> Geometry:
-        pieces = -(-workload.size("d") // (config["V"] * config["U"]))
-        return Geometry.cover((pieces, workload.size("m")), (config["LX"], 1))
 
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
         shape = (workload.size("m"), workload.size("d"))

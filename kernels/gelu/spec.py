@@ -11,73 +11,32 @@ from typing import Any
 import numpy as np
 
 from ..activation import ACTIVATIONS, activate
-from ..sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
-from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, vector_widths
-from ..types import (
-    Argument,
-    Array,
-    Config,
-    DeviceLimits,
-    Geometry,
-    KernelSpec,
-    Value,
-    Variant,
-    Workload,
-)
+from ..elementwise import ElementwiseSpec
+from ..texels import input_memory
+from ..types import Argument, Array, Config, Value, Workload
 
 #: Activations by the tag ``form``.
 _FORMS = {"erf": "gelu", "tanh": "gelu_tanh"}
 
 
-class GeluSpec(KernelSpec):
-    """Workload: sizes ``d`` (row length) and ``m`` (rows); tags ``form`` and ``bias``.
+class GeluSpec(ElementwiseSpec):
+    """Tags of the workload: ``form`` and ``bias``.
 
     ``form`` is ``erf`` for ``x/2 (1 + erf(x / sqrt 2))`` or ``tanh`` for its approximation
     ``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``: a model means one of them. With ``bias`` a
     row of ``d`` is added to ``x`` first.
-
-    Parameters: ``LX`` work-items to a group along the row, ``V`` vector width, ``U`` vectors to a
-    work-item. The variant ``image`` reads ``x`` and the bias as RGBA texels.
     """
-
-    variants = BUFFER_AND_TEXELS
 
     op = "gelu"
     file = "gelu/gelu.cl"
     example = "gelu bias=yes d=3072 form=erf m=197"
     example_model = "ViT-B/16"
 
-    def parameters(self, workload: Workload, variant: Variant) -> Mapping[str, tuple[Value, ...]]:
-        return {
-            "LX": LOCAL_SIZES,
-            "V": vector_widths(variant, workload.size("d")),
-            "U": (1, 2, 4, 8, 16),
-        }
-
-    def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
-        vectors = -(-workload.size("d") // config["V"])
-        return too_many_items(config["LX"] * config["U"], vectors)
-
-    def safe(self, workload: Workload, limits: DeviceLimits, layout: str | None = None) -> Config:
-        width = safe_width(limits, WIDTHS)
-        vectors = -(-workload.size("d") // width)
-        items = safe_items(limits, min(64, vectors))
-        unroll = 16 if limits.type == "cpu" and vectors > 8 else 1
-        return Config.of("buffer", LX=items, V=width, U=unroll)
-
-    def kernel(self, workload: Workload, config: Config) -> str:
-        return "gelu"
-
     def defines(self, workload: Workload, config: Config) -> Mapping[str, Value]:
-        own: dict[str, Value] = {name: config[name] for name in ("LX", "V", "U")}
-        own |= {"D": workload.size("d"), "GELU": ACTIVATIONS[_FORMS[workload.tag("form")]]}
+        own: dict[str, Value] = {"GELU": ACTIVATIONS[_FORMS[workload.tag("form")]]}
         if workload.tag("bias") == "yes":
             own["BIAS"] = 1
-        return own | texel_defines(config)
-
-    def geometry(self, workload: Workload, config: Config) -> Geometry:
-        pieces = -(-workload.size("d") // (config["V"] * config["U"]))
-        return Geometry.cover((pieces, workload.size("m")), (config["LX"], 1))
+        return {**super().defines(workload, config), **own}
 
     def arguments(self, workload: Workload, config: Config) -> tuple[Argument, ...]:
         d, m = workload.size("d"), workload.size("m")
