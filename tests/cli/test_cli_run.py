@@ -277,7 +277,7 @@ def test_what_a_device_cannot_run_is_listed(
 ) -> None:
     device = clk_engine.a_device()
     small = replace(device, info=replace(device.info, max_alloc=2000))
-    for place in ("inference.engine", "api"):
+    for place in ("inference.engine", "api.job"):
         monkeypatch.setattr(f"clkiln.{place}.choose_device", lambda *options: (small, "a test"))
     words = [QUESTION] if command == "run" else ["--budget", "1s"]
     result = call(command, model, *words)

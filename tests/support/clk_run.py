@@ -149,7 +149,9 @@ class Runner:
             height, width, _ = argument.shape
             texel = cl.ImageFormat(cl.channel_order.RGBA, CHANNEL_TYPES[argument.dtype])
             texels = np.ascontiguousarray(array)
-            return cl.Image(self.context, flags, texel, shape=(width, height), hostbuf=texels)
+            return cl.create_image(
+                self.context, flags, texel, shape=(width, height), hostbuf=texels
+            )
         guarded = np.full(array.nbytes + GUARD_BYTES, GUARD, np.uint8)
         guarded[: array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
         buffer = cl.Buffer(self.context, flags, hostbuf=guarded)
