@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..kernels import SPECS
-from ..kernels.types import Config, KernelSpec, Workload
+from ..kernels.spec import KernelSpec
+from ..kernels.types import Config, Workload
 from ..runtime.program import program_key
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..kernels import SPECS
 from ..kernels.source import Source
-from ..kernels.types import Argument, Array, Config, Geometry, KernelSpec, Memory, Workload
+from ..kernels.spec import KernelSpec
+from ..kernels.types import Argument, Array, Config, Geometry, Memory, Workload
 from ..runtime.context import Context
 from ..runtime.launch import Launch
 from ..runtime.memory import Tensor

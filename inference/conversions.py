@@ -1,6 +1,6 @@
 """Where a plan converts activations into images of their own.
 
-A chosen configuration may read a tensor from an image (:meth:`~..kernels.types.KernelSpec.
+A chosen configuration may read a tensor from an image (:meth:`~..kernels.spec.KernelSpec.
 conversions`), while every tensor is written to its buffer. So a conversion is launched in front of
 the first such reader. Its image serves all readers until something writes the tensor again.
 """

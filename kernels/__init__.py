@@ -1,4 +1,4 @@
-"""The operations. ``SPECS`` maps an operation's name to its :class:`~.types.KernelSpec`."""
+"""The operations. ``SPECS`` maps an operation's name to its :class:`~.spec.KernelSpec`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .types import KernelSpec
+    from .spec import KernelSpec
 
 #: Every folder below this one that holds a ``spec.py``, and the class in it.
 OPERATIONS = MappingProxyType(

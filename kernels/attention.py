@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from .spec import KernelSpec
 from .texels import BUFFER_AND_TEXELS, input_memory
-from .types import Argument, Array, Config, KernelSpec, Value, Workload
+from .types import Argument, Array, Config, Value, Workload
 
 #: NumPy dtypes of a cache, by the workload's tag ``kv``.
 KV_DTYPES = {"f16": "float16", "f32": "float32"}

@@ -1,25 +1,24 @@
 """What a device can run: operation x variant x dtype, from the specs and the device's limits alone.
 
 A workload can run if one configuration of its space is feasible. The safe one mostly is; where it
-is not, the space is searched, and each check that fails rules out all that have the same values in
-the parameters that the check has read. So an answer takes well under a millisecond, and that there
-is none takes a few, however many configurations there are.
+is not, the space is searched (:mod:`.space`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from typing import Literal
 
 import numpy as np
 
 from . import SPECS
-from .feasible import Infeasible, checks
+from .feasible import Infeasible
 from .near import VARYING, distance
-from .types import Config, DeviceLimits, KernelSpec, Value, Variant, Workload
+from .space import Space, nearer
+from .spec import KernelSpec
+from .types import Config, DeviceLimits, Variant, Workload
 from .variants import VariantRequest
 
 #: Tag of a cell whose operation takes tensors of one dtype only.
@@ -88,7 +87,7 @@ class Capabilities:
                 found = self.find_variant(workload, variant, layout)
                 if isinstance(found, Config):
                     return found
-                broken = _nearer(broken, found)
+                broken = nearer(broken, found)
         return broken or Infeasible(f"it has no {kind} variant")
 
     def find_variant(
@@ -222,39 +221,6 @@ def needs(workload: Workload, config: Config) -> Needs:
     )
 
 
-# -- searching a space ---------------------------------------------------------------------------
-
-
-class _Traced(Config):
-    """A configuration that notes which of its parameters are read."""
-
-    read: set[str]
-    _values: dict[str, Value]
-
-    def __init__(self, variant: str, values: dict[str, Value]) -> None:
-        # The base is frozen; params and _map are computed here.
-        self.__dict__.update(variant=variant, _values=values, read=set())
-
-    @property
-    def params(self) -> tuple[tuple[str, Value], ...]:
-        return tuple(sorted(self._map.items()))
-
-    @property
-    def _map(self) -> dict[str, Value]:
-        self.read.update(self._values)
-        return self._values
-
-    def __getitem__(self, name: str) -> int:
-        self.read.add(name)
-        value = self._values[name]
-        if not isinstance(value, int):
-            raise TypeError(f"{name} is not a number")
-        return value
-
-    def get(self, name: str, default: int) -> int:
-        return self[name] if name in self._values else default
-
-
 def _find(
     workload: Workload, variant: Variant, limits: DeviceLimits, layout: str | None
 ) -> Config | Infeasible:
@@ -263,41 +229,4 @@ def _find(
     fits = safe.variant == variant.name and layout in (None, spec.layout(workload, safe))
     if fits and spec.check(workload, safe, limits) is None:
         return safe
-    parameters = spec.parameters(workload, variant)
-    names = {name: place for place, name in enumerate(parameters)}
-    # Values that nothing with them can run with, by the places of their parameters.
-    refuted: dict[tuple[int, ...], set[tuple[Value, ...]]] = {}
-    nearest: Infeasible | None = None
-    for values in product(*parameters.values()):
-        if any(tuple(values[p] for p in places) in bad for places, bad in refuted.items()):
-            continue
-        config = _Traced(variant.name, dict(zip(parameters, values, strict=True)))
-        broken = _first_broken(spec, workload, config, limits, layout)
-        if broken is None:
-            return Config.of(variant.name, **dict(zip(parameters, values, strict=True)))
-        places = tuple(sorted(names[name] for name in config.read))
-        refuted.setdefault(places, set()).add(tuple(values[p] for p in places))
-        nearest = _nearer(nearest, broken)
-    return nearest or Infeasible(f"{variant.name} has no configuration for it")
-
-
-def _first_broken(
-    spec: KernelSpec, workload: Workload, config: _Traced, limits: DeviceLimits, layout: str | None
-) -> Infeasible | None:
-    """The first check that fails; then ``config.read`` is what that check alone has read."""
-    if layout is not None:
-        if spec.layout(workload, config) != layout:
-            return Infeasible(f"no configuration reads the weight's layout, {layout}")
-        config.read.clear()
-    for broken in checks(spec, workload, config, limits):
-        if broken is not None:
-            return broken
-        config.read.clear()
-    return None
-
-
-def _nearer(one: Infeasible | None, other: Infeasible) -> Infeasible:
-    """Of two the one that is nearer to running; what is no limit of the device says least."""
-    if one is None:
-        return other
-    return min(one, other, key=lambda found: (not found.excess, found.excess))
+    return Space(spec, workload, variant, limits, layout).find()

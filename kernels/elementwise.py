@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
+from .spec import KernelSpec
 from .texels import BUFFER_AND_TEXELS, texel_defines, vector_widths
-from .types import Config, DeviceLimits, Geometry, KernelSpec, Value, Variant, Workload
+from .types import Config, DeviceLimits, Geometry, Value, Variant, Workload
 
 
 class ElementwiseSpec(KernelSpec):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf, prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .types import Argument, Config, DeviceLimits, KernelSpec, Workload
+    from .spec import KernelSpec
+    from .types import Argument, Config, DeviceLimits, Workload
 
 #: Texels of an image buffer whose elements kernels can count in an int.
 MOST_TEXELS = 1 << 29
@@ -26,26 +26,31 @@ class Infeasible:
     excess: float = 0.0
 
 
-def checks(
+def _features(
     spec: KernelSpec, workload: Workload, config: Config, limits: DeviceLimits
-) -> Iterator[Infeasible | None]:
-    """Every check of a configuration in turn: what it breaks, or None.
-
-    Between two of them nothing is kept: what each says depends on the parameters that it reads of
-    ``config`` itself. :mod:`.capability` rules out whole parts of a space by that.
-    """
+) -> Infeasible | None:
     missing = spec.variant(config.variant).requires - limits.features
-    yield Infeasible(f"needs {', '.join(sorted(missing))}", inf) if missing else None
+    return Infeasible(f"needs {', '.join(sorted(missing))}", inf) if missing else None
+
+
+def _constraint(
+    spec: KernelSpec, workload: Workload, config: Config, limits: DeviceLimits
+) -> Infeasible | None:
     broken = spec.constraint(workload, config, limits)
-    yield Infeasible(broken) if broken else None
+    return Infeasible(broken) if broken else None
+
+
+def _local_memory(
+    spec: KernelSpec, workload: Workload, config: Config, limits: DeviceLimits
+) -> Infeasible | None:
     local, most = spec.local_memory(workload, config), limits.local_memory
-    yield _over(local, most, f"local memory {local} > {most} bytes") if local > most else None
-    yield _group_limit(spec.geometry(workload, config).local_size, limits)
-    broken_ones = (argument_limit(each, limits) for each in spec.arguments(workload, config))
-    yield next((found for found in broken_ones if found), None)
+    return _over(local, most, f"local memory {local} > {most} bytes") if local > most else None
 
 
-def _group_limit(local_size: tuple[int, ...], limits: DeviceLimits) -> Infeasible | None:
+def _work_group(
+    spec: KernelSpec, workload: Workload, config: Config, limits: DeviceLimits
+) -> Infeasible | None:
+    local_size = spec.geometry(workload, config).local_size
     items, most = prod(local_size), limits.max_work_group_size
     if items > most:
         return _over(items, most, f"work-group {items} > {most} work-items")
@@ -53,6 +58,18 @@ def _group_limit(local_size: tuple[int, ...], limits: DeviceLimits) -> Infeasibl
         if size > most:
             return _over(size, most, f"local size {local_size} > {limits.max_work_item_sizes}")
     return None
+
+
+def _arguments(
+    spec: KernelSpec, workload: Workload, config: Config, limits: DeviceLimits
+) -> Infeasible | None:
+    broken = (argument_limit(each, limits) for each in spec.arguments(workload, config))
+    return next((found for found in broken if found), None)
+
+
+#: Every check of a configuration, in turn: what it breaks, or None. None of them keeps anything for
+#: the next: what it says depends on the parameters that it reads of the configuration itself.
+CHECKS = (_features, _constraint, _local_memory, _work_group, _arguments)
 
 
 def argument_limit(argument: Argument, limits: DeviceLimits) -> Infeasible | None:

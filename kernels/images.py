@@ -3,7 +3,7 @@
 An image has a row for each row of the matrix (a token), four columns to an RGBA texel of floats,
 the last one filled up with zeros. Nothing writes an image but the operation ``to_image``, from the
 buffer in which the activations lie: a kernel that reads one asks for that conversion
-(:meth:`~.types.KernelSpec.conversions`). The kernel's side is ``tokens.clh``.
+(:meth:`~.spec.KernelSpec.conversions`). The kernel's side is ``tokens.clh``.
 """
 
 from __future__ import annotations

@@ -12,20 +12,10 @@ import numpy as np
 from .coding import DTYPES, STORED_BITS, coding_of
 from .images import CONVERTED, FORMS, as_image, conversion, matrix_argument
 from .layout import Layout, layout_space, pack
+from .spec import KernelSpec
 from .split import pieces
 from .texels import IMAGE_BUFFERS
-from .types import (
-    Argument,
-    Array,
-    Config,
-    DeviceLimits,
-    KernelSpec,
-    Memory,
-    Role,
-    Value,
-    Variant,
-    Workload,
-)
+from .types import Argument, Array, Config, DeviceLimits, Memory, Role, Value, Variant, Workload
 from .weights import Matrix, row_bytes
 
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from . import SPECS
 from .layout import Layout
-from .types import Config, DeviceLimits, KernelSpec, Variant, Workload
+from .spec import KernelSpec
+from .types import Config, DeviceLimits, Variant, Workload
 from .variants import VariantRequest
 
 By = Literal["check", "user"]

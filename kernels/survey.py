@@ -13,7 +13,8 @@ from difflib import get_close_matches
 from ..errors import UsageError
 from . import SPECS
 from .coding import DTYPES, coding_of
-from .types import DeviceLimits, KernelSpec, Value, Variant, Workload
+from .spec import KernelSpec
+from .types import DeviceLimits, Value, Variant, Workload
 
 _NUMBER = re.compile(r"\b\d+\b")
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..cache.rows import STATUSES, BestRow, TrialRow
-from ..kernels.types import Config, KernelSpec
+from ..kernels.spec import KernelSpec
+from ..kernels.types import Config
 from . import roof as roofline
 from .model import KernelReport, Roof, Step
 from .text import label

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..kernels.types import KernelSpec, Workload
+from ..kernels.spec import KernelSpec
+from ..kernels.types import Workload
 from .model import Bound, Roof, RoofShare
 
 #: What reading a foreign text can raise. A text that another version of clkiln wrote, or nobody's,

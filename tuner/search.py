@@ -16,7 +16,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..kernels.rules import Rules
-from ..kernels.types import Config, DeviceLimits, KernelSpec, Value, Workload
+from ..kernels.spec import KernelSpec
+from ..kernels.types import Config, DeviceLimits, Value, Workload
 from .strategy import Strategy
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Search:
 
     @cached_property
     def _ways(self) -> dict[str, list[Config]]:
-        """The feasible set by :meth:`~clkiln.kernels.types.KernelSpec.way`."""
+        """The feasible set by :meth:`~clkiln.kernels.spec.KernelSpec.way`."""
         ways: dict[str, list[Config]] = {}
         for config in self.feasible or ():
             ways.setdefault(self.spec.way(config), []).append(config)

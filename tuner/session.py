@@ -13,7 +13,8 @@ from ..errors import UnsupportedOperation
 from ..harness.rules import read_rules
 from ..kernels import SPECS
 from ..kernels.capability import Capabilities
-from ..kernels.types import Config, KernelSpec, Workload
+from ..kernels.spec import KernelSpec
+from ..kernels.types import Config, Workload
 from ..kernels.uses import Use
 from ..kernels.variants import VariantRequest
 from ..runtime.device import DeviceInfo

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..kernels import SPECS
-from ..kernels.types import Config, KernelSpec, Workload
+from ..kernels.spec import KernelSpec
+from ..kernels.types import Config, Workload
 from ..kernels.uses import Use
 from .search import Search
 

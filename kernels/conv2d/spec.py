@@ -10,13 +10,13 @@ import numpy as np
 
 from ..activation import ACTIVATIONS, activate
 from ..sizes import dividing, safe_items, safe_width, too_many_items
+from ..spec import KernelSpec
 from ..types import (
     Argument,
     Array,
     Config,
     DeviceLimits,
     Geometry,
-    KernelSpec,
     Memory,
     Value,
     Variant,

@@ -8,17 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..sizes import safe_items, safe_width
-from ..types import (
-    Argument,
-    Array,
-    Config,
-    DeviceLimits,
-    Geometry,
-    KernelSpec,
-    Value,
-    Variant,
-    Workload,
-)
+from ..spec import KernelSpec
+from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
 
 #: Fewest steps of a chain: with b <= 0.5 all starting values are forgotten by then.
 LEAST_STEPS = 32

@@ -8,17 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..sizes import WIDTHS, safe_items, safe_width
-from ..types import (
-    Argument,
-    Array,
-    Config,
-    DeviceLimits,
-    Geometry,
-    KernelSpec,
-    Value,
-    Variant,
-    Workload,
-)
+from ..spec import KernelSpec
+from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
 
 
 class RoofReadSpec(KernelSpec):

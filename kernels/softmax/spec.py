@@ -8,18 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..sizes import LOCAL_SIZES, WIDTHS, safe_items, safe_width, too_many_items
+from ..spec import KernelSpec
 from ..texels import BUFFER_AND_TEXELS, input_memory, texel_defines, vector_widths
-from ..types import (
-    Argument,
-    Array,
-    Config,
-    DeviceLimits,
-    Geometry,
-    KernelSpec,
-    Value,
-    Variant,
-    Workload,
-)
+from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
 
 
 class SoftmaxSpec(KernelSpec):

@@ -9,18 +9,9 @@ import numpy as np
 
 from ..images import as_image, image_shape, matrix_argument
 from ..sizes import LOCAL_SIZES, safe_items, too_many_items
+from ..spec import KernelSpec
 from ..texels import IMAGE_BUFFERS
-from ..types import (
-    Argument,
-    Array,
-    Config,
-    DeviceLimits,
-    Geometry,
-    KernelSpec,
-    Value,
-    Variant,
-    Workload,
-)
+from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
 
 #: The variant that reads the buffer as texels.
 TEXELS = "texels"

@@ -10,18 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..sizes import safe_items, safe_width, too_many_items
+from ..spec import KernelSpec
 from ..texels import IMAGE_BUFFERS
-from ..types import (
-    Argument,
-    Array,
-    Config,
-    DeviceLimits,
-    Geometry,
-    KernelSpec,
-    Value,
-    Variant,
-    Workload,
-)
+from ..types import Argument, Array, Config, DeviceLimits, Geometry, Value, Variant, Workload
 from .axes import AXES, Moved, moved, order_of
 
 _NUMBERS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}

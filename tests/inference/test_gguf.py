@@ -30,7 +30,7 @@ def mixed(name: str) -> str:
 # -- what is read ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [*TYPES, mixed], ids=str)
+@pytest.mark.parametrize("dtype", [*TYPES, mixed], ids=[*TYPES, "mixed"])
 def test_agrees_with_the_gguf_package(tmp_path: Path, dtype: Any) -> None:
     path = write_model(tmp_path / "m.gguf", dtype=dtype, tied=False, rope_factors=True)
     reference = gguf.GGUFReader(path)

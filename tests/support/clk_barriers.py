@@ -18,7 +18,8 @@ import clkiln.kernels
 from clk_cases import TINY, small_tiles
 from clkiln.kernels import SPECS
 from clkiln.kernels.source import Source
-from clkiln.kernels.types import Config, DeviceLimits, KernelSpec, Workload
+from clkiln.kernels.spec import KernelSpec
+from clkiln.kernels.types import Config, DeviceLimits, Workload
 
 ROOM = Path(clkiln.kernels.__file__).parent
 #: Fewer work-items than these may not see a level of a reduction tree.

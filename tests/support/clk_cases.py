@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from clk_run import Limits
-from clkiln.kernels.types import Config, DeviceLimits, KernelSpec, Workload
+from clkiln.kernels.spec import KernelSpec
+from clkiln.kernels.types import Config, DeviceLimits, Workload
 
 #: Stacked parts: of each form of scales, with a zero, minima, and codes of every width.
 DTYPES_OF_MIXTURES = ("mix8g32h", "mix6mg16k", "mix5z16g16f", "mix8mg16f", "mix4mg32f")

@@ -26,7 +26,8 @@ from clk_run import Limits, Runner
 from clkiln.kernels import SPECS
 from clkiln.kernels.softmax.spec import SoftmaxSpec
 from clkiln.kernels.source import Source
-from clkiln.kernels.types import Config, KernelSpec, Workload
+from clkiln.kernels.spec import KernelSpec
+from clkiln.kernels.types import Config, Workload
 from clkiln.runtime.opencl import cl
 
 CASE = "case: "

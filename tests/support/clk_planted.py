@@ -18,13 +18,13 @@ import numpy as np
 from clkiln.errors import DeviceError, LaunchError
 from clkiln.kernels import SPECS
 from clkiln.kernels.source import Source
+from clkiln.kernels.spec import KernelSpec
 from clkiln.kernels.types import (
     Argument,
     Array,
     Config,
     DeviceLimits,
     Geometry,
-    KernelSpec,
     Value,
     Variant,
     Workload,

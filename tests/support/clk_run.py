@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from clkiln.kernels.source import Source
-from clkiln.kernels.types import Argument, Array, Config, KernelSpec, Workload
+from clkiln.kernels.spec import KernelSpec
+from clkiln.kernels.types import Argument, Array, Config, Workload
 from clkiln.runtime.opencl import cl
 
 GUARD_BYTES = 256

@@ -10,7 +10,8 @@ import pytest
 
 from clkiln.kernels import SPECS
 from clkiln.kernels.source import Source
-from clkiln.kernels.types import Config, KernelSpec, Workload
+from clkiln.kernels.spec import KernelSpec
+from clkiln.kernels.types import Config, Workload
 
 #: Adds one to the first output, at one launch in ten. The fourth number of a step's state is free,
 #: and written anew with each step: within one, launches count up.

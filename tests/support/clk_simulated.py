@@ -15,7 +15,8 @@ from pathlib import Path
 from clk_logits import free_errors
 from clk_oclgrind import OPTIONS
 from clkiln.kernels.source import Source
-from clkiln.kernels.types import Config, KernelSpec, Workload
+from clkiln.kernels.spec import KernelSpec
+from clkiln.kernels.types import Config, Workload
 from clkiln.runtime.device import list_devices
 
 PROMPTS, DECODED = (1, 5), 2
