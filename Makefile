@@ -22,6 +22,9 @@ DEMO_CHOICE = export CLKILN_CACHE_DIR='$(DEMO)'; \
   fi
 QUESTION ?= What is the capital of France?
 
+# Tests run in as many processes as there are cores, up to four: kernels use every core, too.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
 
 # PoCL from pip is older than some processors. Where no driver works, one more is installed.
@@ -74,11 +77,11 @@ model: $(VENV)/.installed-dev ## fetch the model that the tests use
 	  echo "no model, tests that need one will be skipped: clkiln pull $(MODEL) failed" >&2
 
 test: check model ## everything that CI runs
-	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest $(PYTEST_ARGS)
+	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(PYTEST) $(PYTEST_ARGS)
 
 test-long: install model ## the tests that take minutes; RECORD=FILE keeps what came of them
 	@$(PIP) -e '.[intel]'
-	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(BIN)/python -m pytest -m long \
+	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(PYTEST) -m long \
 	  $(if $(RECORD),-p clk_record --record '$(RECORD)') $(PYTEST_ARGS)
 
 walk: ## follow the README, command by command, in a fresh clone

@@ -29,6 +29,15 @@ class Record:
         self.target = target
         self.outcomes: dict[str, Counter[str]] = {}
         self.seconds: Counter[str] = Counter()
+        self.collected = 0
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.collected = len(session.items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """Of a run in several processes: each has collected them all."""
+        self.collected = len(ids)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         file = report.nodeid.partition("::")[0]
@@ -37,14 +46,15 @@ class Record:
         if report.when == "call" or not report.passed:
             self.outcomes.setdefault(file, Counter())[report.outcome] += 1
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        self.target.write_text(self.page(session.testscollected), encoding="utf-8")
+    def pytest_sessionfinish(self) -> None:
+        self.target.write_text(self.page(), encoding="utf-8")
 
-    def page(self, collected: int) -> str:
+    def page(self) -> str:
         total: Counter[str] = sum(self.outcomes.values(), Counter())
         lines = [HEAD, *_where()]
-        if total.total() < collected:
-            lines.append(f"- stopped before its end: {total.total()} of {collected} tests ran")
+        if total.total() < self.collected:
+            ran = f"{total.total()} of {self.collected} tests ran"
+            lines.append(f"- stopped before its end: {ran}")
         lines += ["", "| file | passed | failed | skipped | seconds |"]
         lines.append("| --- | ---: | ---: | ---: | ---: |")
         lines += [_row(file, n, self.seconds[file]) for file, n in sorted(self.outcomes.items())]
@@ -87,5 +97,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     target = config.getoption("--record")
-    if target is not None:
+    # The processes of a parallel run report to the first one.
+    if target is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(target), "clk-record")
