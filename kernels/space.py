@@ -143,6 +143,15 @@ class _Traced(Config):
         # The base is frozen; params and _map are computed here.
         self.__dict__.update(variant=variant, _values=values, read=set())
 
+    def __eq__(self, other: object) -> bool:
+        """As of the configuration that it stands for, whose class is another."""
+        if not isinstance(other, Config):
+            return NotImplemented
+        return (self.variant, self.params) == (other.variant, other.params)
+
+    def __hash__(self) -> int:
+        return hash((self.variant, self.params))
+
     @property
     def params(self) -> tuple[tuple[str, Value], ...]:
         return tuple(sorted(self._map.items()))

@@ -12,7 +12,7 @@ from clkiln.kernels import SPECS, space
 from clkiln.kernels.capability import Capabilities
 from clkiln.kernels.feasible import CHECKS, Infeasible
 from clkiln.kernels.space import Space
-from clkiln.kernels.types import Config, Workload
+from clkiln.kernels.types import Config, DeviceLimits, Workload
 
 IMAGES = frozenset({"images", "image_buffers"})
 PLENTY = Limits("gpu", 8, 48 << 10, 256, (256, 256, 64), 1 << 30, 4096, 4096, IMAGES, 1 << 20)
@@ -35,7 +35,7 @@ def test_as_each_configuration_on_its_own(op: str, name: str) -> None:
     spec, limits = SPECS[op], LIMITS[name]
     for workload in map(Workload.parse, (spec.example, *TINY[op][:2])):
         every = list(spec.space(workload))
-        some = every[:: max(1, len(every) // 211)]
+        some = every[:: max(1, len(every) // 101)]
         alone = [config for config in some if spec.check(workload, config, limits) is None]
         found = spec.feasible(workload, limits)
         looked = set(some)
@@ -79,3 +79,20 @@ def test_a_check_is_done_once_for_what_it_reads(monkeypatch: pytest.MonkeyPatch,
         if variant.name in ("image", "tiled"):
             assert isinstance(one_look.find_variant(workload, variant), Infeasible)
     assert len(done) == sum({"image": 1, "tiled": 2}.get(v.name, 0) for v in SPECS[op].variants)
+
+
+class Choosy(SPECS["add"].__class__):  # type: ignore[misc, name-defined]
+    """Its constraint compares configurations, and looks them up."""
+
+    def constraint(self, workload: Workload, config: Config, limits: DeviceLimits) -> str | None:
+        every = list(self.space(workload))
+        if config == every[3]:
+            return "one"
+        return "another" if config in {every[5]} else None
+
+
+def test_a_constraint_may_compare_configurations() -> None:
+    spec, workload = Choosy(), Workload.parse(TINY["add"][0])
+    alone = [c for c in spec.space(workload) if spec.check(workload, c, PLENTY) is None]
+    assert spec.feasible(workload, PLENTY) == alone
+    assert len(alone) <= len(list(spec.space(workload))) - 2
