@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..kernels.split import pieces
@@ -74,10 +74,19 @@ class Graph:
         for step in self._head():
             yield from self._split(step)
 
-    def of_context(self, m: int, ctx: int) -> list[Workload]:
-        """What :meth:`body` launches for ``m`` tokens that is another for another context."""
-        steps = self._attention("blk.0", m, max(ctx, context_bucket(m)))
-        return [step.workload for step in steps if "ctx" in dict(step.workload.items)]
+    def of_context(self, m: int, ctx: int) -> Counter[Workload]:
+        """What :meth:`body` launches for ``m`` tokens that is another for another context, and how
+        often."""
+        ctx = max(ctx, context_bucket(m))
+        layers: dict[str, list[str]] = {}  # by what makes their attention differ
+        for layer in (f"blk.{i}" for i in range(self.config.n_layers)):
+            layers.setdefault(self.weights.dtype(f"{layer}.qkv"), []).append(layer)
+        found: Counter[Workload] = Counter()
+        for first, *others in layers.values():
+            for step in self._attention(first, m, ctx):
+                if "ctx" in dict(step.workload.items):
+                    found[step.workload] += 1 + len(others)
+        return found
 
     def pieces(self, step: Step) -> list[tuple[int, int]]:
         """The rows of a step's matrix that the device can hold at once; mostly all of them."""
@@ -206,25 +215,30 @@ class Graph:
 def uses(graph: Graph, context: int) -> list[Use]:
     """Every workload that a model launches, for the tuner; ``context`` is the model's limit."""
     contexts = {c: s for c, s in TUNED_CONTEXTS.items() if c <= context_bucket(context)}
-    passes: list[tuple[Phase, float, list[Step]]] = []
-    for ctx, share in contexts.items():
-        passes.append(("decode", DECODE_STEPS * share, [*graph.body(1, ctx), *graph.head()]))
+    found: dict[Workload, Use] = {}
+    readers: list[tuple[Workload, str]] = []
+
+    def add(phase: Phase, steps_a_request: float, m: int, reached: Mapping[int, float]) -> None:
+        for place, (ctx, share) in enumerate(reached.items()):
+            if place:  # of what the first context did not have
+                counts = graph.of_context(m, ctx)
+            else:
+                steps = [*graph.body(m, ctx), *(graph.head() if m == 1 else ())]
+                counts = Counter(step.workload for step in steps)
+                readers.extend(
+                    (step.workload, step.tensors["w"])
+                    for step in steps
+                    if step.workload.op in MATRIX_OPS
+                )
+            for workload, count in counts.items():
+                use = Use(workload, phase, count, steps_a_request * share)
+                found.setdefault(workload, use)
+
+    add("decode", DECODE_STEPS, 1, contexts)
     for m in TOKENS:
         # The last chunk of a long prompt meets a long context; a short prompt is all there is.
         reached = {ctx: s for ctx, s in contexts.items() if ctx >= m} or {context_bucket(m): 1.0}
-        for ctx, share in list(reached.items())[: None if m == TOKENS[-1] else 1]:
-            passes.append(("prefill", PREFILL_STEPS * share, list(graph.body(m, ctx))))
-    readers = [
-        (step.workload, step.tensors["w"])
-        for _, _, steps in passes
-        for step in steps
-        if step.workload.op in MATRIX_OPS
-    ]
+        last = None if m == TOKENS[-1] else 1
+        add("prefill", PREFILL_STEPS, m, dict(list(reached.items())[:last]))
     groups = layout_groups(readers)
-    found: dict[Workload, Use] = {}
-    for phase, share, steps in passes:
-        for workload, count in Counter(step.workload for step in steps).items():
-            # Whatever does not depend on the context appears in the first pass already.
-            use = Use(workload, phase, count, share, groups.get(workload))
-            found.setdefault(workload, use)
-    return list(found.values())
+    return [replace(use, group=groups.get(use.workload)) for use in found.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -69,6 +70,19 @@ def graph(path: Path, limits: Limits | None) -> Graph:
 def all_steps(listed: Graph) -> list[Step]:
     steps = [step for m in (1, 32, 256) for step in listed.body(m, 512)]
     return steps + list(listed.head())
+
+
+@pytest.mark.parametrize("name", clk_engine.MODELS)
+def test_what_another_context_changes_is_counted_over_all_layers(name: str) -> None:
+    """Where one layer's matrix is in pieces and another's is not, only one has a rotary launch."""
+    seen = set()
+    for most in (1 << 30, *range(4_000, 400_000, 7_000)):
+        listed = graph(clk_engine.model(name), Limits(max_alloc=most))
+        for m, ctx in ((1, 128), (1, 512), (32, 512)):
+            wanted = Counter(s.workload for s in listed.body(m, ctx) if "ctx" in str(s.workload))
+            assert listed.of_context(m, ctx) == wanted
+            seen.add(sum(n for workload, n in wanted.items() if workload.op == "rope"))
+    assert len(seen) > 1 or name.startswith("qwen3")
 
 
 @pytest.mark.parametrize("name", clk_engine.MODELS)
