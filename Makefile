@@ -82,7 +82,7 @@ test: check model ## everything that CI runs
 test-long: install model ## the tests that take minutes; RECORD=FILE keeps what came of them
 	@$(PIP) -e '.[intel]'
 	CLKILN_TEST_MODEL='$(MODEL_FILE)' $(PYTEST) -m long \
-	  $(if $(RECORD),-p clk_record --record '$(RECORD)') $(PYTEST_ARGS)
+	  $(if $(RECORD),-p clk_record --record='$(RECORD)') $(PYTEST_ARGS)
 
 walk: ## follow the README, command by command, in a fresh clone
 	$(PYTHON) tests/walk.py
