@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from . import SPECS
+from .feasible import Infeasible
 from .layout import Layout
+from .space import Space
 from .spec import KernelSpec
 from .types import Config, DeviceLimits, Variant, Workload
 from .variants import VariantRequest
@@ -222,12 +224,8 @@ class Rules:
         left = self.left(workload.op)
         if not self or not left or len(banned) >= MOST_WRONG:
             return
-        space = [
-            config
-            for kind in dict.fromkeys(variant.kind for variant in left)
-            for config in spec.space(workload, kind)
-            if layout in (None, spec.layout(workload, config))
-        ]
+        spaces = (Space(spec, workload, variant, limits, layout) for variant in left)
+        space = [config for each in spaces for config in each.feasible()]
         if banned:
             yield from sorted(space, key=lambda config: _likeness(config, banned))
             return
@@ -246,13 +244,14 @@ def places(rules: Rules, limits: DeviceLimits | None, ops: Iterable[str]) -> set
 def _place(spec: KernelSpec, variant: Variant, limits: DeviceLimits | None) -> str:
     """Where a variant's weight lies, by the operation's example; empty if it can't run here."""
     workload = Workload.parse(spec.example)
-    for config in spec.space(workload, variant.kind):
-        if config.variant == variant.name and (
-            limits is None or spec.check(workload, config, limits) is None
-        ):
-            layout = spec.layout(workload, config)
-            return Layout.parse(layout).memory if layout else "buffer"
-    return ""
+    if limits is None:
+        found: Config | Infeasible = next(spec.space(workload, variant.kind))
+    else:
+        found = Space(spec, workload, variant, limits).find()
+    if not isinstance(found, Config):
+        return ""
+    layout = spec.layout(workload, found)
+    return Layout.parse(layout).memory if layout else "buffer"
 
 
 def _likeness(config: Config, others: Iterable[Config]) -> tuple[int, str]:
