@@ -122,9 +122,9 @@ def test_any_device_is_right_or_says_what_is_missing(
     budgets: list[MemoryBudget] = []
     make = MemoryBudget.__init__
 
-    def noted(self: MemoryBudget, limit: int, most: int) -> None:
+    def noted(self: MemoryBudget, *options: Any) -> None:
         budgets.append(self)
-        make(self, limit, most)
+        make(self, *options)
 
     with clk_engine.engine() as engine:
         expected = logits(engine, 1, 40)
