@@ -56,6 +56,8 @@ class Space:
         for values in product(*self._parameters.values()):
             if self._broken(values) is None:
                 yield self._config(values)
+            elif self._empty():
+                return
 
     def find(self) -> Config | Infeasible:
         """The first of :meth:`feasible`; else what the one that is nearest to running breaks.
@@ -71,6 +73,8 @@ class Space:
             if broken is None:
                 return self._config(values)
             nearest = nearer(nearest, broken)
+            if self._empty():
+                break
         return nearest or Infeasible(f"{self._variant} has no configuration for it")
 
     def _broken(self, values: _Values) -> Infeasible | None:
@@ -79,6 +83,10 @@ class Space:
             if broken is not None:
                 return broken
         return None
+
+    def _empty(self) -> bool:
+        """Whether something speaks against all of it."""
+        return any(check.refuses_all for check in self._checks)
 
     def _config(self, values: _Values) -> Config:
         return Config.of(self._variant, **dict(zip(self._parameters, values, strict=True)))
@@ -109,6 +117,8 @@ class _Kept:
         self._names = names
         # Answers by the values at the places of the parameters that were read.
         self._answers: dict[tuple[int, ...], dict[_Values, Infeasible | None]] = {}
+        #: Whether it was broken without a look at any parameter: then everything breaks it.
+        self.refuses_all = False
 
     def refuses(self, values: _Values) -> bool:
         """Whether ``values`` are known to break it."""
@@ -123,6 +133,7 @@ class _Kept:
         places = tuple(place for place, name in enumerate(self._names) if name in config.read)
         answers = self._answers.setdefault(places, {})
         answers[tuple([values[place] for place in places])] = found
+        self.refuses_all = self.refuses_all or (found is not None and not places)
         return found
 
     def _answer(self, values: _Values) -> Infeasible | Literal[_Unknown.YET] | None:

@@ -81,6 +81,20 @@ def test_a_check_is_done_once_for_what_it_reads(monkeypatch: pytest.MonkeyPatch,
     assert len(done) == sum({"image": 1, "tiled": 2}.get(v.name, 0) for v in SPECS[op].variants)
 
 
+def test_what_holds_for_all_of_a_space_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context that no allocation holds is found out by a look, and not by one at each of it."""
+    looks: list[object] = []
+    answer = space._Kept._answer
+    counted = lambda self, values: looks.append(values) or answer(self, values)  # noqa: E731
+    monkeypatch.setattr(space._Kept, "_answer", counted)
+    workload = Workload.parse(SPECS["attention_prefill"].example).replace(ctx=1 << 20)
+    small = replace(PLENTY, max_alloc=1 << 20)
+    found = Capabilities(small).find(workload)
+    assert isinstance(found, Infeasible) and "k_cache" in found.reason
+    assert SPECS[workload.op].feasible(workload, small) == []
+    assert 0 < len(looks) < 100
+
+
 class Choosy(SPECS["add"].__class__):  # type: ignore[misc, name-defined]
     """Its constraint compares configurations, and looks them up."""
 
