@@ -58,6 +58,11 @@ def busy(error: BaseException) -> bool:
     return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
+def be_patient(connection: sqlite3.Connection) -> None:
+    """Wait for another process's transaction as long as at first."""
+    connection.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_TIMEOUT)}")
+
+
 def _code(error: BaseException) -> int:
     # The low byte is the primary code; the rest tells cases apart that need the same answer.
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF

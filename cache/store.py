@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ..errors import CacheError
 from ..units import parse_bytes, readable
 from . import codec, schema
-from .connection import FAULTS, connect, connect_copy, connect_memory, fault, writable
+from .connection import (
+    FAULTS,
+    be_patient,
+    connect,
+    connect_copy,
+    connect_memory,
+    fault,
+    writable,
+)
 from .prune import make_room, prune
 from .reader import Reader, Warn, python_warning
 from .rows import BestRow, BinaryRow, DriverRow, RunRow, TrialRow
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_FACT = "SELECT value FROM facts WHERE name = ? AND driver = ?"
 #: Bytes that a file may have unless ``CLKILN_CACHE_LIMIT`` says otherwise.
 SIZE_LIMIT = 512 << 20
 
@@ -198,6 +207,33 @@ class Store(Reader):
         record = {"name": name, "driver": driver, "value": text, "updated": codec.now()}
         self._replace("facts", record)
 
+    def update_fact(
+        self, name: str, change: Callable[[Any | None], Any], *, driver: str = ""
+    ) -> Any:
+        """Put what ``change`` makes of a fact's value (None: there is none) in its place.
+
+        One transaction, so that of two processes neither undoes what the other did; what ``change``
+        raises goes through, and all is as before. Returns the new value. Raises
+        :class:`CacheError` for every fault, in any store: a value that could not be read must not
+        be replaced, and what was not kept must not be taken for kept.
+        """
+
+        def update(database: Database) -> Any:
+            row = self._connection.execute(_FACT, (name, driver)).fetchone()
+            before = None
+            try:
+                before = row and codec.from_json(row[0])
+            except ValueError as error:  # lost already
+                self._read_fault(f"is damaged: the fact {name} is replaced ({error})")
+            after = change(before)
+            text = codec.to_json(after)
+            if row is None or row[0] != text:
+                record = {"name": name, "driver": driver, "value": text, "updated": codec.now()}
+                database.table("facts").insert(record, replace=True)
+            return after
+
+        return self._write(update, None, must=True)
+
     def clear(self, *, binaries_only: bool) -> int:
         """Delete all rows, or the binaries alone, and free their space; returns their number."""
         tables = ("binaries",) if binaries_only else schema.TABLES
@@ -315,20 +351,26 @@ class Store(Reader):
         with contextlib.suppress(CacheError):
             self._write(drop, None)
 
-    def _write(self, action: Callable[[Database], T], lost: T) -> T:
-        """Do ``action`` in a transaction; ``lost`` is the answer where that fails and may."""
+    def _write(self, action: Callable[[Database], T], lost: T, *, must: bool = False) -> T:
+        """Do ``action`` in a transaction; ``lost`` is the answer where that fails and may.
+
+        It may in a tolerant store, unless it ``must`` not.
+        """
+        may_fail = self._tolerant and not must
         if not self._write_allowed:
-            if self._tolerant:
+            if may_fail:
                 return lost
             raise CacheError(f"the cache {self._where} is open for reading only")
         try:
+            if must:
+                be_patient(self._connection)  # a read may have waited in vain before
             database = self._wrapped()
             with immediate(self._connection):
                 return action(database)
         except sqlite3.ProgrammingError:
             raise  # a closed store or a second thread: our caller's mistake, not the file's
         except FAULTS as error:
-            if not self._tolerant:
+            if not may_fail:
                 raise fault(self._path, error) from error
             self._warn_once("write", f"{fault(self._path, error)}; going on, this is not kept")
             self._lose_patience(error)

@@ -201,14 +201,15 @@ def _change(
     """Change the rules of a driver and say so; ``again`` is an operation to be searched anew."""
     from ..cache.layered import LayeredStore
     from ..cache.rows import DriverRow
-    from ..harness.rules import read_rules, write_rules
+    from ..harness.rules import change_rules, rules_on_file
     from ..tuner.record import reopen
 
     info, path = _place(device, cache, limits)
+    # What is refused leaves no file behind, and no driver for the next export to carry.
+    change(rules_on_file(path, info.driver_key), info)
     with LayeredStore.open(path) as store:
+        rules = change_rules(store, info.driver_key, lambda rules: change(rules, info))
         store.put_driver(DriverRow(info.driver_key, info.as_dict()))
-        rules = change(read_rules(store, info.driver_key), info)
-        write_rules(store, info.driver_key, rules)
         if again:
             reopen(store, info.driver_key, again)
     if as_json:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..cache.layered import LayeredStore
 from ..cache.paths import shipped_file
@@ -21,6 +23,19 @@ def read_rules(store: Store, driver: str) -> Rules:
 def write_rules(store: Store, driver: str, rules: Rules) -> None:
     """Keep ``rules`` in place of those before. Raises :class:`~clkiln.errors.CacheError`."""
     store.set_fact(RULES, rules.as_dict(), driver=driver)
+
+
+def change_rules(store: Store, driver: str, change: Callable[[Rules], Rules]) -> Rules:
+    """Put what ``change`` makes of a driver's rules in their place, and return it.
+
+    Nobody else changes them in between. What ``change`` raises goes through and nothing is written.
+    Raises :class:`~clkiln.errors.CacheError` where they can't be read or kept, in any store.
+    """
+
+    def changed(value: Any | None) -> dict[str, Any]:
+        return change(Rules.of(value)).as_dict()
+
+    return Rules.of(store.update_fact(RULES, changed, driver=driver))
 
 
 def rules_on_file(path: Path, driver: str) -> Rules:

@@ -89,6 +89,32 @@ def test_eight_processes_meet_at_an_empty_path(tmp_path: Path) -> None:
             ]
 
 
+def test_processes_that_change_one_fact_lose_nothing(tmp_path: Path) -> None:
+    script = """
+        import sys
+        from pathlib import Path
+        from clkiln.cache.store import Store
+
+        with Store.open_or_memory(Path(sys.argv[1]), sys.exit) as store:
+            store.set_fact(sys.argv[2], 0)
+            print("ready", flush=True)
+            sys.stdin.readline()
+            for i in range(20):
+                mine = f"{sys.argv[2]}.{i}"
+                store.update_fact("bans", lambda before: [*(before or []), mine], driver="d")
+    """
+    path = tmp_path / "x.sqlite"
+    processes = [kit.start_python(script, path, i) for i in range(3)]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.communicate("go\n", timeout=60) == ("", "")
+        assert process.returncode == 0
+    with Store.open(path, write=False, warn=pytest.fail) as store:
+        kept = store.fact("bans", driver="d")
+    assert sorted(kept) == sorted(f"{p}.{i}" for p in range(3) for i in range(20))
+
+
 @pytest.mark.parametrize("kept", [0, 1, 17, 60])
 def test_a_kill_loses_nothing_that_was_reported(tmp_path: Path, kept: int) -> None:
     script = """

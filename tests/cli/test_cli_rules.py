@@ -11,6 +11,7 @@ import pytest
 
 import clk_engine
 from clk_cli import Result
+from clkiln.cache.store import Store
 
 Call = Callable[..., Result]
 
@@ -76,6 +77,28 @@ def test_what_makes_no_sense_is_refused(
     result = rule(*wrong)
     assert result.code == 2 and says in result.err, result.err
     assert listed(rule) == kept
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("unban", "gemv=image"),
+        ("unpin", "gemv"),
+        ("ban", "roof_fma=buffer"),
+        ("pin", "argmax=image", "--limits", "no-images"),
+    ],
+)
+def test_what_is_refused_makes_no_file(
+    rule: Callable[..., Result], wrong: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert rule(*wrong).code == 2
+    assert not (tmp_path / "x.sqlite").exists()
+    rule("ban", "gemv=image")
+    with Store.open(tmp_path / "x.sqlite", write=False) as store:
+        before = store.drivers()
+    assert rule("unban", "gemm=image", "--limits", "no-images").code == 2
+    with Store.open(tmp_path / "x.sqlite", write=False) as store:
+        assert store.drivers() == before, "what an export would carry"
 
 
 @pytest.mark.long
