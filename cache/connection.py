@@ -11,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from .. import trust
 from ..errors import CacheError
-from . import schema, trust
+from . import schema
 
 #: Seconds to wait for another process's transaction.
 BUSY_TIMEOUT = 5.0

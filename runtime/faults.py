@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import trust
 from ..errors import DeviceError
 from .icd import driver_folder
 from .identity import split_key
@@ -126,7 +127,7 @@ def _keep(driver_key: str, fault: str) -> None:
     with contextlib.suppress(OSError):
         file = _file(driver_key)
         if fault:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            trust.make_folders(file.parent)
             file.write_text(f"{fault}\n", encoding="utf-8")
         else:
             file.unlink(missing_ok=True)

@@ -22,6 +22,9 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from .. import trust
+from ..errors import CacheError
+
 logger = logging.getLogger(__name__)
 
 #: A user who set one of these has chosen the drivers; nothing is added to that choice.
@@ -66,8 +69,8 @@ def prepare_drivers() -> None:
     if not added:
         return
     try:
-        folder = write_vendors({**listed, **added}, driver_folder())
-    except OSError as error:
+        folder = _own_vendors({**listed, **added})
+    except (OSError, CacheError) as error:
         logger.debug("the cache folder takes no .icd files (%s): a temporary one", error)
         try:
             folder = write_vendors({**listed, **added}, _temporary_folder())
@@ -212,6 +215,19 @@ def _temporary_folder() -> Path:
     return folder
 
 
+def _own_vendors(drivers: Mapping[str, str]) -> Path:
+    """As :func:`write_vendors`, where they are kept for the next start.
+
+    Raises ``OSError``, or :class:`CacheError` where others could change the folder: the loader
+    opens whatever library is named there.
+    """
+    parent = driver_folder()
+    trust.check(parent)
+    folder = write_vendors(drivers, parent)
+    trust.check(folder)  # somebody else may have made its parent meanwhile
+    return folder
+
+
 def write_vendors(drivers: Mapping[str, str], parent: Path) -> Path:
     """A folder under ``parent`` that holds exactly these ``.icd`` files; raises ``OSError``.
 
@@ -222,11 +238,12 @@ def write_vendors(drivers: Mapping[str, str], parent: Path) -> Path:
     folder = parent / hashlib.sha256(text.encode()).hexdigest()[:16]
     if _holds(folder, drivers):
         return folder
-    parent.mkdir(parents=True, exist_ok=True)
+    trust.make_folders(parent)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
     try:
         for name, library in drivers.items():
             (scratch / name).write_text(f"{library}\n", encoding="utf-8")
+            (scratch / name).chmod(0o644)  # whatever the umask
         scratch.chmod(0o755)
         try:
             scratch.rename(folder)
@@ -241,11 +258,15 @@ def write_vendors(drivers: Mapping[str, str], parent: Path) -> Path:
 
 
 def _holds(folder: Path, drivers: Mapping[str, str]) -> bool:
-    """Whether ``folder`` is there and holds these ``.icd`` files and no other."""
+    """Whether ``folder`` is there and holds these ``.icd`` files and no other, which nobody else
+    could have written."""
     if not folder.is_dir():
         return False
     try:
-        present = {f.name: f.read_text(encoding="utf-8") for f in folder.glob("*.icd")}
-    except (OSError, UnicodeDecodeError):
+        files = list(folder.glob("*.icd"))
+        for file in files:
+            trust.check(file)
+        present = {f.name: f.read_text(encoding="utf-8") for f in files}
+    except (OSError, UnicodeDecodeError, CacheError):
         return False
     return present == {name: f"{library}\n" for name, library in drivers.items()}

@@ -95,11 +95,11 @@ def test_every_room_is_in_every_contract(project: dict[str, Any]) -> None:
     config = project["tool"]
     layers, only_runtime = config["importlinter"]["contracts"]
     layered = {room.strip() for layer in layers["layers"] for room in layer.split("|")}
-    assert layered == {*ROOMS, "errors", "units", "__main__"}
+    assert layered == {*ROOMS, "errors", "trust", "units", "__main__"}
     others = {*ROOMS} - {"runtime"}
     assert {*only_runtime["source_modules"]} == {f"clkiln.{room}" for room in others}
     banned = config["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]
-    assert banned.keys() == {*ROOMS, "errors", "units"}
+    assert banned.keys() == {*ROOMS, "errors", "trust", "units"}
 
 
 def test_extras(project: dict[str, Any]) -> None:

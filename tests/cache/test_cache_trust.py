@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import clk_cache as kit
-from clkiln.cache import trust
+from clkiln import trust
 from clkiln.cache.store import Store
 from clkiln.cache.verify import verify
 from clkiln.errors import CacheError
@@ -187,6 +188,26 @@ def test_what_a_group_can_write(path: Path, group: int) -> None:
     os.chown(path.parent, 0, group)
     path.parent.chmod(0o770)
     assert _is_used(path) == (group == 0)
+
+
+@as_root
+@pytest.mark.parametrize("error", [errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+def test_where_there_are_no_extended_attributes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """There are no access lists then; where they cannot be read nobody knows."""
+
+    def listxattr(path: Path) -> list[str]:
+        raise OSError(error, os.strerror(error), str(path))
+
+    path.chmod(0o660)
+    assert _is_used(path)
+    monkeypatch.setattr(os, "listxattr", listxattr)
+    if error != errno.EIO:
+        assert _is_used(path)
+    else:
+        with pytest.raises(CacheError, match="could not be opened"):
+            Store.open(path)
 
 
 @as_root

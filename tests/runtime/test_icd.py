@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clkiln import trust
+from clkiln.cache.store import Store
 from clkiln.runtime import icd
 
+posix = pytest.mark.skipif(os.name != "posix", reason="modes and owners are POSIX's")
+#: A user and a group that own nothing here.
+OTHER = 54321
 FILES = st.dictionaries(
     st.text("abc", min_size=1, max_size=4).map("{}.icd".format),
     st.text("xyz/ü ", min_size=1, max_size=8).map(str.strip).filter(bool),
@@ -152,6 +158,72 @@ def test_unwritable_cache_folder_falls_back(bare: Path, monkeypatch: pytest.Monk
     icd.prepare_drivers()
     assert visible() == {"clkiln-fake-opencl.icd": str(library)}
     shutil.rmtree(Path(os.environ["OCL_ICD_VENDORS"]).parent)
+
+
+def test_what_is_made_is_for_the_user_alone(bare: Path) -> None:
+    """In a folder that everybody can write clkiln would refuse its own cache file."""
+    install(bare)
+    before = os.umask(0)
+    try:
+        icd.prepare_drivers()
+    finally:
+        os.umask(before)
+    folder = Path(os.environ["OCL_ICD_VENDORS"])
+    assert folder.parent == bare / "cache/drivers"
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (bare / "cache").rglob("*")}
+    assert modes.pop(folder.name) == 0o755
+    assert modes == {"drivers": 0o700, "clkiln-fake-opencl.icd": 0o644}
+    Store.open(bare / "cache/x.sqlite").close()
+
+
+@posix
+@pytest.mark.parametrize("step", ["cache", "cache/drivers"])
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, None])
+def test_a_folder_that_others_could_change_is_not_used(
+    bare: Path, step: str, mode: int | None
+) -> None:
+    """The loader would open their library."""
+    library = install(bare)
+    assert _used(bare)
+    _spoil(bare / step, mode)
+    if (step, mode) == ("cache", 0o1777):
+        assert _used(bare), "as in /tmp nobody else can replace a folder of this user"
+        return
+    assert not _used(bare)
+    assert visible() == {"clkiln-fake-opencl.icd": str(library)}
+    shutil.rmtree(Path(os.environ["OCL_ICD_VENDORS"]).parent)
+
+
+@posix
+@pytest.mark.parametrize("step", ["*", "*/*.icd"])
+@pytest.mark.parametrize("mode", [0o777, 0o770, None])
+def test_a_list_that_others_could_have_written_is_made_again(
+    bare: Path, step: str, mode: int | None
+) -> None:
+    library = install(bare)
+    assert _used(bare)
+    [spoilt] = (bare / "cache/drivers").glob(step)
+    _spoil(spoilt, mode)
+    assert _used(bare) and visible() == {"clkiln-fake-opencl.icd": str(library)}
+    [file] = (bare / "cache/drivers").glob("*/*")
+    trust.check(file)
+
+
+def _spoil(path: Path, mode: int | None) -> None:
+    """Let others write ``path``; None makes it theirs."""
+    if os.geteuid() == 0:
+        os.chown(path, OTHER if mode is None else -1, OTHER)
+    elif mode in (None, 0o770):
+        pytest.skip("only root gives files to others")
+    if mode is not None:
+        path.chmod(mode)
+
+
+def _used(bare: Path) -> bool:
+    """Whether a start points the loader at the folder that is kept."""
+    os.environ.pop("OCL_ICD_VENDORS", None)
+    icd.prepare_drivers()
+    return Path(os.environ["OCL_ICD_VENDORS"]).is_relative_to(bare / "cache")
 
 
 def test_temporary_folder_goes_with_the_process(tmp_path: Path) -> None:

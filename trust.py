@@ -1,7 +1,9 @@
-"""Whether somebody else could have written a cache file, and with it a program for the driver.
+"""Whether somebody else could have written a file whose content ends up in a driver.
 
-A digest in the file does not tell: who can write the file can write a digest that fits. So what
-counts is who may write it, its folder, and each folder and link on the way there.
+That is a cache file with its programs, and a list of driver libraries. A digest in the file does
+not tell: who can write the file can write a digest that fits. So what counts is who may write it,
+its folder, and each folder and link on the way there. It lies outside the rooms because two that
+do not know each other ask.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CacheError
+from .errors import CacheError
 
 _POSIX = os.name == "posix"
 #: As many links as Linux follows.
 _MOST_LINKS = 40
 #: Root, and its group.
 _ROOT = 0
+#: What file systems and kernels without extended attributes, access lists included, answer.
+_NO_ATTRIBUTES = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def _own_group(step: _Step) -> bool:
 
     group = step.status.st_gid
     # Where an access list names others, the bits of the group are theirs, too.
-    if hasattr(os, "listxattr") and "system.posix_acl_access" in os.listxattr(step.path):
+    if _has_access_list(step.path):
         return False
     if group == _ROOT:
         return True
@@ -158,6 +162,17 @@ def _own_group(step: _Step) -> bool:
         return False
     alone = set(entry.gr_mem) <= {user.pw_name}
     return alone and group == user.pw_gid and entry.gr_name == user.pw_name
+
+
+def _has_access_list(path: Path) -> bool:
+    if not hasattr(os, "listxattr"):
+        return False
+    try:
+        return "system.posix_acl_access" in os.listxattr(path)
+    except OSError as error:
+        if error.errno in _NO_ATTRIBUTES:
+            return False
+        raise
 
 
 def _outside() -> int | None:
