@@ -47,8 +47,9 @@ class Reader:
         self._write_allowed = write
         self._tolerant = tolerant
         self._warned: set[str] = set()
-        #: Keys of programs that were taken and whose stamp of use is older than a day.
+        #: Keys of programs that were taken, and of those whose stamp of use is older than a day.
         self._taken: set[str] = set()
+        self._unstamped: set[str] = set()
 
     @property
     def path(self) -> Path | None:
@@ -94,8 +95,9 @@ class Reader:
             for key, sha256, payload, used in self._select(sql, chunk, tuple):
                 if sealed(key, sha256, payload):
                     found[key] = payload
+                    self._taken.add(key)
                     if not isinstance(used, str) or used < yesterday:
-                        self._taken.add(key)
+                        self._unstamped.add(key)
                 else:
                     refused.append((key, sha256, payload))
         if refused:

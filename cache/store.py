@@ -316,9 +316,9 @@ class Store(Reader):
 
     def _note_use(self) -> None:
         """Stamp the programs that were taken; to the day, so that a start seldom writes."""
-        if not self._taken or not self.keeps:
+        if not self._unstamped or not self.keeps:
             return
-        rows = [(codec.now(), key) for key in sorted(self._taken)]
+        rows = [(codec.now(), key) for key in sorted(self._unstamped)]
         # Only a hint for what to prune: nobody waits for it, and nothing fails without it.
         with contextlib.suppress(*FAULTS):
             self._connection.execute("PRAGMA busy_timeout = 0")

@@ -70,6 +70,20 @@ def test_what_this_start_took_goes_last(path: Path) -> None:
     assert path.stat().st_size <= LIMIT
 
 
+def test_what_was_taken_today_before_goes_last_too(path: Path) -> None:
+    """Its stamp of use is of today, so it is not stamped once more; it is spared all the same."""
+    with Store.open(path) as store:
+        for name in "abcd":
+            put(store, name, 40_000)
+        today = now(days_ago=0.5)
+        store._connection.execute("UPDATE binaries SET created = '2020', used = ?", (today,))
+        assert store.get_binaries("a").keys() == {"a"}
+        for name in "efgh":
+            put(store, name, 40_000)
+        first, *others = keys(store)
+        assert first == "a" and others == list("bcdefgh")[-len(others) :] and len(others) < 5
+
+
 def test_a_limit_that_was_lowered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(path, warn=pytest.fail) as store:
         for name in "abcd":
