@@ -28,6 +28,8 @@ class Context:
             self.handle = cl.Context([device.handle])
             properties: Any = cl.command_queue_properties.PROFILING_ENABLE if profiling else 0
             self.queue = cl.CommandQueue(self.handle, properties=properties)
+        #: Whether its compiler has built a program: one that fails later has itself to blame.
+        self.has_compiled = False
 
     def __enter__(self) -> Context:
         return self

@@ -223,9 +223,10 @@ def _compile(context: Context, source: Source, label: str) -> cl.Program:
     try:
         handle = cl.Program(context.handle, restricted(source.text, info.limits.without))
         _build(handle, source, info.features)
+        context.has_compiled = True
         return handle
     except cl.Error as error:
-        if fault := try_device(context.device):
+        if not context.has_compiled and (fault := try_device(context.device)):
             raise DeviceError(message(info, fault)) from error
         why = info.limits.because(*info.limits.without)
         raise BuildError(f"{label} does not compile on {info.name}{why}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 
 from clk_devices import make_info, numbered
 from clk_pocl import a_device
+from clkiln import trust
+from clkiln.cache.store import Store
 from clkiln.errors import BuildError, DeviceError
-from clkiln.runtime import faults
+from clkiln.runtime import faults, program
 from clkiln.runtime.context import Context
 from clkiln.runtime.device import default_device, list_devices, select_device
 from clkiln.runtime.faults import check_device, known_fault, try_device
@@ -138,11 +141,30 @@ def test_a_program_tells_its_own_fault_from_the_drivers(monkeypatch: pytest.Monk
     with Context(device) as context, pytest.raises(DeviceError, match="not even a small kernel"):
         ProgramLoader(context).load(WRONG, "bad")
     assert known_fault(device.info), "the next start takes another device"
-    with Context(device) as context:
-        # What compiles is not asked about; it may be that a compiler broke in between.
+
+
+def test_a_device_that_has_compiled_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor by another loader: a search has one for each of thousands, and many do not compile."""
+    monkeypatch.setattr(program, "try_device", lambda device: pytest.fail("tried"))
+    with Context(a_device()) as context:
         ProgramLoader(context).load(SOUND, "good")
-        with pytest.raises(DeviceError, match="not even a small kernel"):
+        with pytest.raises(BuildError, match="bad does not compile"):
             ProgramLoader(context).load(WRONG, "bad")
+
+
+def test_a_verdict_makes_folders_for_the_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one that everybody can write clkiln would refuse its own cache file."""
+    monkeypatch.setenv("CLKILN_CACHE_DIR", str(tmp_path / "own"))
+    monkeypatch.setattr(faults, "_KERNEL", "#error")
+    before = os.umask(0)
+    try:
+        assert try_device(a_device()) and known_fault(a_device().info)
+    finally:
+        os.umask(before)
+    trust.check(tmp_path / "own" / "drivers")
+    Store.open(tmp_path / "own" / "x.sqlite").close()
 
 
 def test_what_the_compiler_did_not_say_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
