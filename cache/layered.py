@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import CacheError
-from .connection import connect_shipped
+from .connection import connect_memory, connect_shipped
 from .learnt import best_key
 from .paths import shipped_file
 from .reader import Reader, Warn, python_warning
@@ -35,6 +35,15 @@ class LayeredStore(Store):
     @classmethod
     def open_or_memory(cls, path: Path, warn: Warn) -> Self:
         store = super().open_or_memory(path, warn)
+        store._shipped = _open_shipped(path, warn)
+        return store
+
+    @classmethod
+    def open_to_read(cls, path: Path, warn: Warn) -> Self:
+        """As :meth:`open` without ``write``, but the own file need not exist."""
+        if path.exists():
+            return cls.open(path, write=False, warn=warn)
+        store = cls(connect_memory(), None, warn, write=False)
         store._shipped = _open_shipped(path, warn)
         return store
 
@@ -66,10 +75,11 @@ class LayeredStore(Store):
         return found
 
     def fact(self, name: str, *, driver: str = "") -> Any | None:
-        found = super().fact(name, driver=driver)
-        if found is None and self._shipped is not None:
-            found = self._shipped.fact(name, driver=driver)
-        return found
+        found = self.own_fact(name, driver=driver)
+        return self.shipped_fact(name, driver=driver) if found is None else found
+
+    def shipped_fact(self, name: str, *, driver: str = "") -> Any | None:
+        return None if self._shipped is None else self._shipped.fact(name, driver=driver)
 
     def facts(self, driver: str | None = None) -> dict[tuple[str, str], Any]:
         under = {} if self._shipped is None else self._shipped.facts(driver)

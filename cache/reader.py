@@ -111,8 +111,16 @@ class Reader:
 
     def fact(self, name: str, *, driver: str = "") -> Any | None:
         """The value last set; None if there is none."""
+        return self.own_fact(name, driver=driver)
+
+    def own_fact(self, name: str, *, driver: str = "") -> Any | None:
+        """As :meth:`fact`, of this file alone."""
         sql = "SELECT value FROM facts WHERE name = ? AND driver = ?"
         return _first(self._select(sql, (name, driver), lambda v: codec.from_json(v[0])))
+
+    def shipped_fact(self, name: str, *, driver: str = "") -> Any | None:
+        """As :meth:`fact`, of a file that lies under this one; None where there is no such file."""
+        return None
 
     def trials(
         self,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .common import CONTEXT, print_json, shared, wrapped
+from .common import CONTEXT, print_json, shared, warn, wrapped
 from .completers import choices, operations
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def rules_command(
     from ..harness.rules import rules_on_file
 
     info, path = _place(device, cache, limits)
-    rules = rules_on_file(path, info.driver_key)
+    rules = rules_on_file(path, info.driver_key, warn)
     if as_json:
         print_json(_as_json(path, info, rules))
         return
@@ -207,7 +207,7 @@ def _change(
     info, path = _place(device, cache, limits)
     # What is refused leaves no file behind, and no driver for the next export to carry.
     change(rules_on_file(path, info.driver_key), info)
-    with LayeredStore.open(path) as store:
+    with LayeredStore.open(path, warn=warn) as store:
         rules = change_rules(store, info.driver_key, lambda rules: change(rules, info))
         store.put_driver(DriverRow(info.driver_key, info.as_dict()))
         if again:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import CacheError
-from .common import CONTEXT, cache_path, existing_cache, note, print_json, shared
+from .common import CONTEXT, cache_path, existing_cache, note, print_json, shared, warn
 from .values import FilePath
 
 
@@ -62,9 +62,9 @@ def import_command(
     --cache only what was learnt on the same device is taken.
     """
     from ..cache.exchange import read_export
+    from ..cache.layered import LayeredStore
     from ..cache.learnt import Learnt, merge
-    from ..cache.store import Store
-    from ..harness.transfer import check_rows, combine, of_device
+    from ..harness.transfer import check_rows, check_shipped, combine, of_device
     from ..harness.transfer import without_rules as drop_rules
     from ..runtime.device import select_device, selector_from_environment
 
@@ -84,7 +84,8 @@ def import_command(
         parts = [Learnt(p.drivers, p.best, p.trials, p.facts) for p in parts]
     try:
         whole = merge(parts, combine)
-        with Store.open(path) as store:
+        with LayeredStore.open(path, warn=warn) as store:
+            check_shipped(store, whole)
             counts = store.merge(whole, combine)
     except CacheError as error:
         raise CacheError(f"nothing was imported: {error}") from error

@@ -15,25 +15,29 @@ from typing import Any
 from ..cache.learnt import FactRow, Learnt
 from ..cache.paths import cache_file
 from ..cache.rows import BestRow, DriverRow, TrialRow
+from ..cache.store import Store
 from ..errors import CacheError
 from ..kernels import SPECS
 from ..kernels.rules import SHARING, Ban, Rules, places
 from ..kernels.types import Workload
 from .keys import read_choice, read_config
-from .rules import RULES
+from .rules import RULES, TAKEN_BACK, over, own_rules, taken_back
 
 
 def portable(learnt: Learnt) -> Learnt:
     """What makes sense on another machine.
 
     Facts that say what went well or wrong in a start here stay here: a start there looks itself.
+    So does what was taken back of the rules that were shipped with this machine.
     """
     known = {row.driver for row in learnt.drivers}
     return replace(
         learnt.only(lambda driver: driver in known),
         best=tuple(row for row in learnt.best if row.driver in known and not _wrong(row)),
         trials=tuple(row for row in learnt.trials if row.driver in known and not _wrong(row)),
-        facts=tuple(row for row in learnt.facts if row.driver in known and _travels(row)),
+        facts=tuple(
+            row for row in map(_untaken, learnt.facts) if row.driver in known and _travels(row)
+        ),
     )
 
 
@@ -71,9 +75,20 @@ def combine(name: str, values: list[Any]) -> Any:
     counts. Raises :class:`CacheError` for rules that contradict each other."""
     if name != RULES:
         return values[-1]
-    united = reduce(_unite, map(Rules.of, values))
+    united = reduce(_unite, map(own_rules, values))
     _check_rules(united)
-    return united.as_dict()
+    return united.as_dict() | _taken(values)
+
+
+def check_shipped(store: Store, more: Learnt) -> None:
+    """Raise :class:`CacheError` if rules of ``more`` and those shipped under ``store`` leave an
+    operation nothing."""
+    for row in more.facts:
+        shipped = store.shipped_fact(RULES, driver=row.driver) if row.name == RULES else None
+        if shipped is not None:
+            values = [store.own_fact(RULES, driver=row.driver), row.value]
+            united = reduce(_unite, map(own_rules, values))
+            _check_rules(over(Rules.of(shipped), united, taken_back(_taken(values))))
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -101,6 +116,16 @@ def _travels(row: FactRow) -> bool:
         if row.name.startswith(start):
             return sensible(row)
     return False
+
+
+def _untaken(row: FactRow) -> FactRow:
+    if row.name != RULES or not isinstance(row.value, dict):
+        return row
+    return replace(row, value={k: v for k, v in row.value.items() if k != TAKEN_BACK})
+
+
+def _is_rules(row: FactRow) -> bool:
+    return row.name == RULES and isinstance(row.value, dict) and TAKEN_BACK not in row.value
 
 
 def _is_choice(row: FactRow) -> bool:
@@ -139,7 +164,7 @@ def _is_rate(value: Any) -> bool:
 
 #: Beginnings of the names of facts that move, and whether such a fact makes sense.
 _FACTS: dict[str, Callable[[FactRow], bool]] = {
-    RULES: lambda row: row.name == RULES and isinstance(row.value, dict),
+    RULES: _is_rules,
     "choice:": _is_choice,
     "tuned:": _is_level,
     "speed:": _is_speed,
@@ -162,6 +187,11 @@ def _unite(one: Rules, other: Rules) -> Rules:
         configs[choice] = min(configs.get(choice, ban), ban, key=_rank)
     ordered = dict(sorted(configs.items(), key=lambda item: tuple(map(str, item[0]))))
     return Rules(variants, ordered, {**one.pins, **other.pins})
+
+
+def _taken(values: list[Any]) -> dict[str, Any]:
+    """What was taken back here; of the values of a fact, only the one of this file has any."""
+    return next(({TAKEN_BACK: value[TAKEN_BACK]} for value in values if taken_back(value)), {})
 
 
 _OR = "or import with --without-rules"

@@ -101,6 +101,29 @@ def test_what_is_refused_makes_no_file(
         assert store.drivers() == before, "what an export would carry"
 
 
+def test_an_import_leaves_shipped_bans_in_force(
+    call: Call, device: str, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so does a ban by hand, until it is taken back."""
+    monkeypatch.setenv("CLKILN_SYSTEM_CACHE_DIR", str(tmp_path / "system"))
+    here = ("--device", device)
+    own = Path(call("cache", "path", *here).out.strip())
+    other = tmp_path / "other.sqlite"
+    call("cache", "ban", "gemm=image", *here, "--cache", other)
+    call("cache", "ban", "gemv=image", *here, "--cache", tmp_path / "system" / own.name)
+    assert call("cache", "export", tmp_path / "e", "--cache", other).code == 0
+    assert call("cache", "import", tmp_path / "e", *here).code == 0
+    call("cache", "ban", "embedding=image", *here)
+
+    def banned() -> list[str]:
+        rows = json.loads(call("cache", "rules", "--json", *here).out)["variants"]
+        return [row["op"] for row in rows]
+
+    assert banned() == ["embedding", "gemm", "gemv"]
+    assert call("cache", "unban", "gemv=image", *here).code == 0
+    assert banned() == ["embedding", "gemm"]
+
+
 @pytest.mark.long
 def test_runs_and_tuning_honour_them(
     call: Call, rule: Callable[..., Result], device: str, model: Path
