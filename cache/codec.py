@@ -91,7 +91,7 @@ def types(kind: type[DataclassInstance]) -> Mapping[str, tuple[type, ...]]:
 def _accepted(annotation: Any) -> tuple[type, ...]:
     if isinstance(annotation, UnionType):
         return tuple(get_args(annotation))
-    return (get_origin(annotation) or annotation,)
+    return (object if annotation is Any else get_origin(annotation) or annotation,)
 
 
 def _plain(value: Any) -> Any:

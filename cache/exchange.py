@@ -28,8 +28,8 @@ from .rows import STATUSES, BestRow, DriverRow, TrialRow
 
 #: Of the file format; a reader refuses what is newer.
 FORMAT = 1
-#: Bounds on what is read: rows, bytes of a line, characters of a text.
-MOST_ROWS, MOST_LINE, MOST_TEXT = 1_000_000, 128 << 20, 1 << 20
+#: Bounds on what is read: rows, bytes of a line, characters of a text, values within values.
+MOST_ROWS, MOST_LINE, MOST_TEXT, MOST_DEPTH = 1_000_000, 128 << 20, 1 << 20, 50
 
 _HEADER = "clkiln export"
 _KINDS: dict[str, tuple[str, type]] = {
@@ -44,11 +44,14 @@ _LEFT_OUT = ("id", "run")
 _STAMPS = ("first_seen", "updated", "created")
 
 
-def write_export(path: Path, learnt: Learnt) -> None:
+def write_export(path: Path, learnt: Learnt) -> Learnt:
     """Write ``learnt`` to ``path``, whole or not at all. Raises :class:`CacheError`.
 
     A file that is there is replaced if it is an export, and is an error if it is anything else.
+    Returns what was written: rows that :func:`read_export` would refuse, as a damaged cache file
+    may hold, are left out, and with a driver's description all rows of that driver.
     """
+    learnt = _acceptable(learnt)
     try:
         if path.exists() and not _is_export(path):
             raise CacheError(f"{path} is there and no export: name another file")
@@ -65,6 +68,7 @@ def write_export(path: Path, learnt: Learnt) -> None:
             raise
     except OSError as error:
         raise CacheError(f"{path} could not be written: {error.strerror or error}") from error
+    return learnt
 
 
 def read_export(path: Path) -> Learnt:
@@ -92,20 +96,43 @@ def _write(file: IO[bytes], learnt: Learnt) -> None:
 
 def _lines(learnt: Learnt) -> Iterator[bytes]:
     yield _dumped({_HEADER: FORMAT})
-    for kind, (table, of) in _KINDS.items():
+    for kind, (table, _) in _KINDS.items():
         for row in getattr(learnt, table):
-            values = {f.name: getattr(row, f.name) for f in fields(of) if f.name not in _LEFT_OUT}
-            if isinstance(row, ProgramRow):
-                values["payload"] = base64.b64encode(row.payload).decode()
-            # A damaged file may hold anything; what would be refused is not written.
-            with suppress(ValueError):
-                data = _dumped({kind: values})
-                _row(kind, _object(data)[kind])
-                yield data
+            yield _line(kind, row)
+
+
+def _line(kind: str, row: Any) -> bytes:
+    values = {f.name: getattr(row, f.name) for f in fields(row) if f.name not in _LEFT_OUT}
+    if isinstance(row, ProgramRow):
+        values["payload"] = base64.b64encode(row.payload).decode()
+    return _dumped({kind: values})
 
 
 def _dumped(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, allow_nan=False, separators=(", ", ": ")) + "\n").encode("ascii")
+    try:
+        text = json.dumps(value, allow_nan=False, separators=(", ", ": "))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return f"{text}\n".encode("ascii")
+
+
+def _acceptable(learnt: Learnt) -> Learnt:
+    """What of ``learnt`` can be read again."""
+    rows = {
+        table: tuple(row for row in getattr(learnt, table) if _is_acceptable(kind, row))
+        for kind, (table, _) in _KINDS.items()
+    }
+    known = {row.driver for row in rows["drivers"]}
+    return Learnt(**rows).only(lambda driver: driver in known)
+
+
+def _is_acceptable(kind: str, row: Any) -> bool:
+    try:
+        data = _line(kind, row)
+        _row(kind, _object(data)[kind])
+    except ValueError:
+        return False
+    return len(data) <= MOST_LINE
 
 
 def _is_export(path: Path) -> bool:
@@ -163,15 +190,20 @@ def _check_header(line: bytes) -> None:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no number")
-
     try:
-        value = json.loads(data.decode("ascii"), parse_constant=refuse)
+        value = json.loads(data.decode("ascii"), parse_constant=_number, parse_float=_number)
     except RecursionError:
         raise ValueError("nested too deep") from None
     if not isinstance(value, dict):
         raise ValueError("not an object")
+    return value
+
+
+def _number(text: str) -> float:
+    """JSON has no infinity, but 1e999 is one to Python."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no number")
     return value
 
 
@@ -181,7 +213,7 @@ def _row(kind: str, values: Any) -> Any:
     wanted = {f.name: f for f in fields(of) if f.name not in _LEFT_OUT}
     if not isinstance(values, dict) or values.keys() != wanted.keys():
         raise ValueError(f"a {kind} has the fields {', '.join(wanted)}")
-    _check_texts(values)
+    _check_within(values)
     if kind == "program":
         values = values | {"payload": _decoded(values["payload"])}
     if kind == "fact":
@@ -219,16 +251,18 @@ def _check_row(row: Any) -> None:
         raise ValueError("it is of no driver")
 
 
-def _check_texts(value: Any) -> None:
-    """Bounds and UTF-8 for all texts within ``value`` but a program's bytes."""
+def _check_within(value: Any, depth: int = 0) -> None:
+    """A bound on depth; bounds and UTF-8 for all texts within ``value`` but a program's bytes."""
+    if depth > MOST_DEPTH:
+        raise ValueError("nested too deep")
     if isinstance(value, dict):
         for name, inner in value.items():
-            _check_texts(name)
+            _check_within(name)
             if name != "payload":
-                _check_texts(inner)
+                _check_within(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            _check_texts(inner)
+            _check_within(inner, depth + 1)
     elif isinstance(value, str):
         if len(value) > MOST_TEXT:
             raise ValueError("a text is too long")

@@ -134,13 +134,16 @@ def _rows(connection: sqlite3.Connection, kind: type[codec.R]) -> list[codec.R]:
 def _facts(connection: sqlite3.Connection) -> Iterable[FactRow]:
     for name, driver, text, updated in connection.execute(_FACTS):
         try:
-            yield FactRow(name, driver, codec.from_json(text), updated)
+            yield codec.decode(FactRow, (name, driver, codec.from_json(text), updated))
         except ValueError:
             continue
 
 
 def _programs(connection: sqlite3.Connection) -> Iterable[ProgramRow]:
     for values in connection.execute(_PROGRAMS):
-        row = ProgramRow(*values)
+        try:
+            row = codec.decode(ProgramRow, values)
+        except ValueError:
+            continue
         if sealed(row.key, row.sha256, row.payload):
             yield row

@@ -30,11 +30,15 @@ def export_command(
     path = existing_cache(device, cache)
     with Store.open_copy(path) as store:
         learnt = portable(store.learnt(programs=binaries))
-    write_export(file, learnt)
+    written = write_export(file, learnt)
+    counts = written.counts()
+    left = {table: count - counts[table] for table, count in learnt.counts().items()}
     if as_json:
-        print_json({"cache_file": str(path), "export": str(file), "rows": learnt.counts()})
+        print_json({"cache_file": str(path), "export": str(file), "rows": counts, "left_out": left})
     else:
-        click.echo(f"wrote {_said(learnt.counts())} to {file}")
+        click.echo(f"wrote {_said(counts)} to {file}")
+    if any(left.values()):
+        warn(f"left out, as no import would take it: {_said(left)}; see clkiln cache verify")
 
 
 @click.command("import", context_settings=CONTEXT)

@@ -22,6 +22,7 @@ import clk_cache as kit
 from clkiln.cache import codec, exchange
 from clkiln.cache.exchange import read_export, write_export
 from clkiln.cache.learnt import FactRow, Learnt, ProgramRow, merge
+from clkiln.cache.merging import read_learnt
 from clkiln.cache.rows import DriverRow, RunRow, TrialRow
 from clkiln.cache.store import Store
 from clkiln.errors import CacheError
@@ -225,9 +226,43 @@ def test_a_foreign_file_is_refused(tmp_path: Path, data: bytes, expected: str) -
         write_export(tmp_path / "missing" / "x", Learnt())
 
 
+class Number(float):
+    """A number that is written as ``text``."""
+
+    def __new__(cls, text: str) -> Number:
+        return super().__new__(cls)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def nested(depth: int) -> Any:
+    """An object of objects; written as a mark, for Python can't write all of them."""
+    return {"nested": depth}
+
+
+def dumped(value: Any) -> bytes:
+    """JSON with what JSON's writers refuse to write."""
+
+    def write(value: Any) -> str:
+        if isinstance(value, Number):
+            return value.text
+        if isinstance(value, dict) and value.keys() == {"nested"}:
+            return '{"a":' * value["nested"] + "1" + "}" * value["nested"]
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{json.dumps(k)}: {write(v)}" for k, v in value.items()) + "}"
+        return json.dumps(value)
+
+    return write(value).encode() + b"\n"
+
+
 #: kind of row -> field -> values that no store would have written.
 WRONG: dict[str, dict[str, list[Any]]] = {
-    "driver": {"driver": ["", 1], "info": [[], "x"], "first_seen": ["", "yesterday", 5]},
+    "driver": {
+        "driver": ["", 1],
+        "info": [[], "x", {"units": Number("1e999")}, nested(60), nested(900)],
+        "first_seen": ["", "yesterday", 5],
+    },
     "best": {
         "time": [0, -1, "1", None, True, 10**400],
         "complete": [1, "true"],
@@ -238,10 +273,14 @@ WRONG: dict[str, dict[str, list[Any]]] = {
     "trial": {
         "status": ["fine", ""],
         "repeats": [-1, 1.5, 2**63],
-        "error": [-0.5],
+        "error": [-0.5, Number("-1e999")],
         "layout": [1],
     },
-    "fact": {"updated": [None], "name": [[]]},
+    "fact": {
+        "updated": [None],
+        "name": [[]],
+        "value": [Number("1e400"), nested(60), nested(90_000)],
+    },
     "program": {"payload": ["%%", "AAAA", 1], "sha256": ["", "é"], "key": ["other"]},
 }
 
@@ -256,8 +295,7 @@ def test_every_field_is_checked(tmp_path: Path, kind: str) -> None:
     hurt = [{**row, **change} for change in changes] + [{}, {**row, "id": 1}]
     hurt += [{name: value for name, value in row.items() if name != left} for left in row]
     for changed in [*hurt, [], "x", None]:
-        written = json.dumps({kind: changed}).encode() + b"\n"
-        path.write_bytes(sealed([*lines[:at], written, *lines[at + 1 :]]))
+        path.write_bytes(sealed([*lines[:at], dumped({kind: changed}), *lines[at + 1 :]]))
         with pytest.raises(CacheError, match="is damaged"):
             read_export(path)
     for line in (b'{"best": NaN}\n', b'{"unknown": {}}\n', b"{}\n", b"1\n", b'{"a":1,"b":2}\n'):
@@ -288,6 +326,53 @@ def test_a_program_with_another_digest_is_not_exported(tmp_path: Path) -> None:
         learnt = store.learnt(programs=True)
     assert {row.key for row in learnt.programs} == kit.BINARIES.keys() - {"key 3"}
     assert learnt.drivers == () and base64.b64encode(b"") == b""
+
+
+def test_what_an_import_would_refuse_is_not_exported(tmp_path: Path) -> None:
+    """Nor counted, and with a driver go its rows: what was written can be read."""
+    path, stamp = tmp_path / "x.jsonl", "2026-01-01T00:00:00Z"
+    deep: Any = 1
+    for _ in range(900):
+        deep = [deep]
+    infos: list[dict[str, Any]] = [{"a": 1}, {"a": float("inf")}, {"a": deep}, {"a": "\ud800"}]
+    learnt = merge([
+        Learnt(
+            tuple(DriverRow(f"d{i}", info, stamp) for i, info in enumerate(infos)),
+            tuple(kit.some_best(driver=f"d{i}", updated=stamp) for i in range(5)),
+            (kit.some_trial(driver="d0", created=stamp, time=float("inf")),),
+            tuple(FactRow(f"f{i}", "d0", value, stamp) for i, value in enumerate([1, deep, [2]])),
+        )
+    ])  # fmt: skip
+    written = write_export(path, learnt)
+    assert [row.driver for row in written.drivers] == ["d0"] and not written.trials
+    assert [row.driver for row in written.best] == ["d0"]
+    assert [row.value for row in written.facts] == [1, [2]]
+    assert read_export(path) == written
+
+
+def test_any_bit_that_turns_is_a_row_less_or_a_clear_error(tmp_path: Path) -> None:
+    """Also where it makes bytes of a text: a column's type is one bit of the file."""
+    path = tmp_path / "x.sqlite"
+    with Store.open(path) as store:
+        some_export(tmp_path / "x.jsonl")
+        store.merge(read_export(tmp_path / "x.jsonl"))
+        whole = store.learnt(programs=True)
+    data, less, errors = path.read_bytes(), 0, 0
+    for at in (at for at in range(100, len(data)) if data[at] >= 13 and data[at] % 2):
+        hurt = bytearray(data)
+        hurt[at] ^= 1
+        connection = sqlite3.connect(":memory:")
+        try:
+            connection.deserialize(bytes(hurt))
+            found = read_learnt(connection, programs=True)
+        except (sqlite3.Error, UnicodeDecodeError):
+            errors += 1
+            continue
+        finally:
+            connection.close()
+        assert list(exchange._lines(exchange._acceptable(found)))
+        less += sum(found.counts().values()) < sum(whole.counts().values())
+    assert less > 10 and errors > 10
 
 
 def _deny(store: Store) -> None:

@@ -71,6 +71,22 @@ def test_there_and_back(call: Call, cache: Path, cache_dir: Path, device: str) -
     assert second.read_bytes() == path.read_bytes()
 
 
+def test_what_is_left_out_is_said(call: Call, cache: Path, tmp_path: Path) -> None:
+    """A damaged row is not counted as written, and what was written can be taken."""
+    with Store.open(cache) as store:
+        store._connection.execute(
+            "UPDATE drivers SET info = '{\"a\": 1e999}' WHERE driver = ?", (OLD,)
+        )
+    path = tmp_path / "learnt.jsonl"
+    result = call("cache", "export", path, "--cache", cache)
+    assert (result.code, result.out) == (0, f"wrote 1 choice, 1 trial, 1 driver to {path}\n")
+    left = "1 choice, 1 trial, 1 fact, 1 driver"
+    assert result.err.startswith(f"warning: left out, as no import would take it: {left};")
+    assert call("cache", "import", path, "--cache", tmp_path / "b.sqlite").code == 0
+    data = json.loads(call("cache", "export", path, "--cache", cache, "--json").out)
+    assert data["rows"]["drivers"] == data["left_out"]["drivers"] == 1
+
+
 def test_programs_are_taken_only_if_trusted(call: Call, export: Path, tmp_path: Path) -> None:
     there = tmp_path / "b.sqlite"
     result = call("cache", "import", export, "--cache", there)
