@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from .. import __version__
 from ..errors import ClkilnError, UnsupportedOperation
-from .common import CONTEXT, wrapped
+from .common import CONTEXT, echo, wrapped
 
 #: Command -> what it does. The module of that name holds the click command ``command``.
 COMMANDS = {
@@ -71,7 +71,7 @@ class WarningHandler(logging.Handler):
     """Prints the package's log as warnings on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
+        echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -102,7 +102,7 @@ def _invoke(arguments: list[str], debug: bool) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        echo("interrupted", err=True)
         return 130
     except BrokenPipeError:
         # The reader went away (`clkiln ... | head`): nothing is left to tell it.
@@ -126,9 +126,9 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
         text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
     if isinstance(error, UnsupportedOperation) and error.details:
         # All that a device can't do: one each, under what they have in common.
-        click.echo(f"error: {error.headline}:", err=True)
+        echo(f"error: {error.headline}:", err=True)
         for detail in error.details:
             wrapped("  ", detail, err=True)
         return code
-    click.echo(f"error: {text}", err=True)
+    echo(f"error: {text}", err=True)
     return code

@@ -11,7 +11,7 @@ import click
 
 from .. import __version__
 from ..errors import UsageError
-from .common import model_argument, print_json, shared, warn
+from .common import echo, model_argument, print_json, shared, warn
 
 if TYPE_CHECKING:
     from ..inference.engine import Engine
@@ -112,12 +112,12 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
 def _print_markdown(rows: list[dict[str, Any]]) -> None:
     first = rows[0]
     state = "tuned" if first["tuned"] else "not tuned"
-    click.echo(f"{first['model']} on {first['device']} ({first['driver_version']}), {state}\n")
-    click.echo("| test | tokens/s | GB/s | of bandwidth | GFLOP/s | of arithmetic |")
-    click.echo("| --- | --- | --- | --- | --- | --- |")
+    echo(f"{first['model']} on {first['device']} ({first['driver_version']}), {state}\n")
+    echo("| test | tokens/s | GB/s | of bandwidth | GFLOP/s | of arithmetic |")
+    echo("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         speed = f"{row['tok_s_mean']:.1f} ± {row['tok_s_std']:.1f}"
-        click.echo(
+        echo(
             f"| {row['test']} | {speed} | {row['gb_s']:.1f} | {_share(row['bandwidth_share'])} "
             f"| {row['gflop_s']:.0f} | {_share(row['arithmetic_share'])} |"
         )

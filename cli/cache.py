@@ -16,6 +16,7 @@ from .common import (
     CONTEXT,
     cache_path,
     confirmed,
+    echo,
     existing_cache,
     note,
     print_json,
@@ -66,14 +67,14 @@ def info_command(device: str | None, cache: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(info)
         return
-    click.echo(f"file      {info['path']}")
-    click.echo(f"size      {readable(info['size'])}, schema {info['schema']}")
+    echo(f"file      {info['path']}")
+    echo(f"size      {readable(info['size'])}, schema {info['schema']}")
     counts = ", ".join(f"{count} {table}" for table, count in info["rows"].items())
-    click.echo(f"rows      {counts}")
-    click.echo(f"binaries  {readable(info['binary_bytes'])}")
+    echo(f"rows      {counts}")
+    echo(f"binaries  {readable(info['binary_bytes'])}")
     for row in info["drivers"]:
         name, version = (row["info"].get(key, "?") for key in ("name", "driver_version"))
-        click.echo(f"driver    {name} {version}, first seen {row['first_seen']}")
+        echo(f"driver    {name} {version}, first seen {row['first_seen']}")
 
 
 @command.command("verify", context_settings=CONTEXT)
@@ -129,13 +130,13 @@ def _print_health(health: Health) -> None:
     from ..units import readable
 
     contents = health.contents
-    click.echo(f"file      {contents.path}")
-    click.echo(f"size      {readable(contents.size)}, schema {contents.schema}")
-    click.echo("rows      " + ", ".join(f"{n} {name}" for name, n in _counts(health).items()))
+    echo(f"file      {contents.path}")
+    echo(f"size      {readable(contents.size)}, schema {contents.schema}")
+    echo("rows      " + ", ".join(f"{n} {name}" for name, n in _counts(health).items()))
     for finding in health.findings:
         wrapped("damage    " if finding.damage else "note      ", f"{finding.what}.")
         wrapped("          ", f"-> {finding.todo}")
-    click.echo(f"verdict   {'damaged' if health.damaged else 'sound'}")
+    echo(f"verdict   {'damaged' if health.damaged else 'sound'}")
 
 
 @command.command("prune", context_settings=CONTEXT)
@@ -195,7 +196,7 @@ def _print_pruned(gone: list[BinaryRow], before: int, after: int, dry_run: bool)
 
     size = readable(sum(row.size for row in gone))
     would, takes = ("would delete", "would take") if dry_run else ("deleted", "takes")
-    click.echo(
+    echo(
         f"{would} {plural(len(gone), 'program')} ({size}); "
         f"the file {takes} {readable(after)}, before {readable(before)}"
     )
@@ -221,4 +222,4 @@ def clear_command(
     if as_json:
         print_json({"cache_file": str(path), "deleted": count})
     else:
-        click.echo(f"deleted {count} rows from {path}")
+        echo(f"deleted {count} rows from {path}")

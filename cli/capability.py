@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from .common import wrapped
+from .common import echo, wrapped
 
 if TYPE_CHECKING:
     from ..kernels.capability import Alternative, Cell
@@ -26,15 +24,15 @@ def print_table(surveys: Surveys, cells: Sequence[Cell]) -> None:
         names = columns.setdefault(_column(cell.dtype), [])
         if cell.dtype not in names:
             names.append(cell.dtype)
-    click.echo(_row("operation", "variant", columns, "space", "feasible"))
+    echo(_row("operation", "variant", columns, "space", "feasible"))
     for workload, found in surveys.items():
         for place, each in enumerate(found):
             own = _cells_of(cells, workload.op, each)
             marks = [_mark(own, column) for column in columns]
             name = workload.op if place == 0 else ""
             counts = f"{each.configurations:,}", f"{each.feasible:,}"
-            click.echo(_row(name, each.variant.name, marks, *counts))
-    click.echo()
+            echo(_row(name, each.variant.name, marks, *counts))
+    echo()
     for column, names in columns.items():
         if names != [column]:
             wrapped(f"{column}: ", " ".join(names))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .common import model_argument, note, print_json, shared, warn, wrapped
+from .common import echo, model_argument, note, print_json, shared, warn, wrapped
 from .completers import devices
 from .values import Text
 
@@ -85,12 +85,12 @@ def _check(load: Callable[[], Engine], repeat: int, as_json: bool) -> int:
 
 def _print(result: CheckResult) -> None:
     head = ("launches", "compared", "random", "worst error", "allowed")
-    click.echo(_row("operation", "variant", *head))
+    echo(_row("operation", "variant", *head))
     for tally in result.operations:
         numbers = (tally.launches, tally.compared, tally.random)
         errors = (f"{tally.worst:.1e}", f"{tally.allowed:.0e}" if tally.allowed else "equal")
-        click.echo(_row(tally.op, tally.variant, *map(str, numbers), *errors))
-    click.echo()
+        echo(_row(tally.op, tally.variant, *map(str, numbers), *errors))
+    echo()
     for fault in result.faults:
         wrapped(f"{'wrong':<{_WORD}}", str(fault))
     for each in result.banned:
@@ -152,7 +152,7 @@ def _full(engine: Engine) -> str:
 
 
 def _print_comparison(found: Comparison) -> None:
-    click.echo(f"{'operation':<{_OP}}{'variants':<17}{'steps':>7}{'worst difference':>18}"
+    echo(f"{'operation':<{_OP}}{'variants':<17}{'steps':>7}{'worst difference':>18}"
                f"{'allowed':>9}")  # fmt: skip
     groups: dict[tuple[str, tuple[str, str]], list[int]] = {}
     for index, step in enumerate(found.steps):
@@ -165,8 +165,8 @@ def _print_comparison(found: Comparison) -> None:
         error = "not finite" if odd else f"{worst.error:.1e}"
         names = variants[0] if variants[0] == variants[1] else ", ".join(variants)
         allowed = f"{worst.allowed:.0e}" if worst.allowed else "equal"
-        click.echo(f"{op:<{_OP}}{names:<17}{len(steps):>7}{error:>18}{allowed:>9}")
-    click.echo()
+        echo(f"{op:<{_OP}}{names:<17}{len(steps):>7}{error:>18}{allowed:>9}")
+    echo()
     for answer in found.logits:
         error = "not finite" if answer.error is None else f"{answer.error:.1e}"
         pick = "the same token" if answer.same_pick else "ANOTHER token"

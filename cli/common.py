@@ -87,18 +87,33 @@ def model_argument(function: F) -> F:
 
 def print_json(data: Any) -> None:
     """One JSON document on standard output."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(_json(data, indent=2))
 
 
 def print_json_line(data: Any) -> None:
     """One JSON document on one line of standard output, at once."""
-    click.echo(json.dumps(data, ensure_ascii=False, allow_nan=False))
+    click.echo(_json(data))
 
 
-#: Control characters beside tab and line breaks: what a model made up shall not steer a terminal.
-_UNSEEN = dict.fromkeys((*range(32), *range(127, 160)), "�")
-for _code in map(ord, "\t\n\r"):
-    del _UNSEEN[_code]
+#: What a model made up, or a file from elsewhere says, shall not steer a terminal: these characters
+#: do. Those of the first range JSON's writer has escaped already.
+_CONTROLS = (*range(32), *range(127, 160))
+_ESCAPED = {code: f"\\u{code:04x}" for code in range(127, 160)}
+#: Beside tab and line breaks, in an answer.
+_UNSEEN = {code: "�" for code in _CONTROLS if chr(code) not in "\t\n\r"}
+#: In a message nothing goes back to the start of a line, either.
+_UNSEEN_IN_MESSAGES = {**_UNSEEN, ord("\r"): " "}
+
+
+def _json(data: Any, **layout: Any) -> str:
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, **layout)
+    return text.translate(_ESCAPED)
+
+
+def echo(text: object = "", *, err: bool = False) -> None:
+    """Print lines of text in which no character steers a terminal: names and reasons may come from
+    files of other people."""
+    click.echo(str(text).translate(_UNSEEN_IN_MESSAGES), err=err)
 
 
 def say(piece: str) -> None:
@@ -111,7 +126,7 @@ def wrapped(start: str, text: str, *, err: bool = False) -> None:
     room = WIDTH - len(start)
     lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
     for index, line in enumerate(lines):
-        click.echo((start if index == 0 else " " * len(start)) + line, err=err)
+        echo((start if index == 0 else " " * len(start)) + line, err=err)
 
 
 def confirmed(question: str) -> bool:
@@ -126,12 +141,12 @@ def confirmed(question: str) -> bool:
 
 
 def warn(text: str) -> None:
-    click.echo(f"warning: {text}", err=True)
+    echo(f"warning: {text}", err=True)
 
 
 def note(text: str) -> None:
     """Something worth knowing that is no result: to standard error."""
-    click.echo(text, err=True)
+    echo(text, err=True)
 
 
 def is_terminal() -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import DeviceError
-from .common import print_json, shared, wrapped
+from .common import echo, print_json, shared, wrapped
 
 FIELDS = (
     "index", "name", "type", "vendor", "platform", "platform_version", "driver_version",
@@ -60,7 +60,7 @@ def command(
 def _show(row: dict[str, Any], limited: str) -> None:
     from ..units import readable
 
-    click.echo(f"{row['index']}: {row['name']}")
+    echo(f"{row['index']}: {row['name']}")
     extras = [name for name in ("images", "fp16", "subgroups", "command_buffers") if row[name]]
     version = row["platform_version"].split(",")[0]
     lines = {
@@ -73,7 +73,7 @@ def _show(row: dict[str, Any], limited: str) -> None:
         "cache file": row["cache_file"],
     }
     for name, value in lines.items():
-        click.echo(f"   {name:<11}{value}")
+        echo(f"   {name:<11}{value}")
     if limited:
         wrapped(f"   {'limited':<11}", limited)
     if row["fault"]:

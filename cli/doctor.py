@@ -10,7 +10,7 @@ import click
 
 from . import checks, hints
 from .checks import Check, Machine
-from .common import print_json, shared, wrapped
+from .common import echo, print_json, shared, wrapped
 
 CHECKS: tuple[Callable[[Machine], Iterator[Check]], ...] = (
     checks.check_versions,
@@ -71,4 +71,4 @@ def _print(found: list[Check]) -> None:
     counts = Counter(check.status for check in found)
     plural = "" if counts["problem"] == 1 else "s"
     notes = "" if counts["note"] == 1 else "s"
-    click.echo(f"\n{counts['problem']} problem{plural}, {counts['note']} note{notes}")
+    echo(f"\n{counts['problem']} problem{plural}, {counts['note']} note{notes}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import CacheError, UsageError
-from .common import note, print_json, shared, wrapped
+from .common import echo, note, print_json, shared, wrapped
 from .completers import operations
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def command(
         for each, found in surveys.items():
             _print_details(each, found, cells, info)
     if rules and not as_json:
-        click.echo("\nBanned or pinned here:")
+        echo("\nBanned or pinned here:")
         for line in rules.all_lines():
             wrapped("  ", line)
 
@@ -142,18 +142,18 @@ def _print_table(surveys: Surveys, cells: Sequence[Cell], info: DeviceInfo | Non
     if info:
         capability.print_table(surveys, cells)
     else:
-        click.echo(_row("operation", "variant", "parameters", "space"))
+        echo(_row("operation", "variant", "parameters", "space"))
         for workload, found in surveys.items():
             for place, each in enumerate(found):
                 name, space = workload.op if place == 0 else "", f"{each.configurations:,}"
-                click.echo(_row(name, each.variant.name, " ".join(each.parameters), space))
-        click.echo()
+                echo(_row(name, each.variant.name, " ".join(each.parameters), space))
+        echo()
     models = " and of ".join(dict.fromkeys(SPECS[each.op].example_model for each in surveys))
     wrapped("", f"Counted for workloads of {models}; clkiln kernels NAME says which.")
     if info:
         wrapped("", f"Feasible on {_called(info)}.")
     if any(cell.config is None for cell in cells):
-        click.echo("\nCannot run here:")
+        echo("\nCannot run here:")
         capability.print_what_cannot_run(cells)
 
 
@@ -178,9 +178,9 @@ def _print_details(
     spec = SPECS[workload.op]
     wrapped("", f"{workload.op}: {summary(spec)}")
     for paragraph in description(spec):
-        click.echo()
+        echo()
         wrapped("  ", paragraph)
-    click.echo()
+    echo()
     of = f" ({spec.example_model})" if str(workload) == spec.example else ""
     wrapped("workload  ", f"{workload}{of}")
     if info:
@@ -195,19 +195,19 @@ def _print_variant(each: VariantSurvey, cells: Sequence[Cell]) -> None:
     variant = each.variant
     needs = ", ".join(sorted(variant.requires)) or "nothing special"
     kind = "" if variant.kind == variant.name else f" ({variant.kind})"
-    click.echo()
-    click.echo(f"variant {variant.name}{kind}: needs {needs}")
+    echo()
+    echo(f"variant {variant.name}{kind}: needs {needs}")
     for name, values in each.parameters.items():
         wrapped(f"  {name:<4}", ", ".join(map(str, values)))
     if not cells:
-        click.echo(f"  {each.configurations:,} configurations")
+        echo(f"  {each.configurations:,} configurations")
         return
     if each.missing:
         wrapped("  ", f"cannot run here: the device lacks {', '.join(each.missing)}")
         capability.print_variant(each, cells)
         return
     end = "; not:" if each.reasons else ""
-    click.echo(f"  {each.feasible:,} of {each.configurations:,} configurations can run{end}")
+    echo(f"  {each.feasible:,} of {each.configurations:,} configurations can run{end}")
     for why, count in each.reasons:
         wrapped(f"  {count:>7,}  ", why)
     capability.print_variant(each, cells)

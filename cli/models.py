@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ModelError
-from .common import CONTEXT, confirmed, model_argument, note, print_json, shared, wrapped
+from .common import CONTEXT, confirmed, echo, model_argument, note, print_json, shared, wrapped
 
 if TYPE_CHECKING:
     from ..inference.installed import Installed
@@ -63,9 +63,9 @@ def _print_row(row: dict[str, Any]) -> None:
     from ..units import readable
 
     what = [row["format"], row["quantisation"], row["architecture"]]
-    click.echo(row["name"])
-    click.echo("   " + ", ".join([readable(row["bytes"]), *(str(w) for w in what if w)]))
-    click.echo(f"   {row['path']}")
+    echo(row["name"])
+    echo("   " + ", ".join([readable(row["bytes"]), *(str(w) for w in what if w)]))
+    echo(f"   {row['path']}")
     if row["problem"]:
         wrapped("   cannot run: ", row["problem"])
 
@@ -164,7 +164,7 @@ def rm_command(model: str, yes: bool, as_json: bool) -> None:
     if as_json:
         print_json({"model": model, "deleted": [str(path) for path in paths], "bytes": freed})
     else:
-        click.echo(f"deleted {model}: {readable(freed)} freed")
+        echo(f"deleted {model}: {readable(freed)} freed")
 
 
 def _named(paths: list[Path]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .common import CONTEXT, print_json, shared, warn, wrapped
+from .common import CONTEXT, echo, print_json, shared, warn, wrapped
 from .completers import choices, operations
 
 if TYPE_CHECKING:
@@ -128,14 +128,14 @@ def rules_command(
         print_json(_as_json(path, info, rules))
         return
     if not rules:
-        click.echo(f"nothing is banned or pinned for {info.name}")
+        echo(f"nothing is banned or pinned for {info.name}")
     for (op, variant), ban in rules.variants.items():
         wrapped(f"banned  {op}={variant}: ", f"{ban.reason} ({_origin(ban.by, ban.since)})")
     for (workload, config), ban in rules.configs.items():
         origin = _origin(ban.by, ban.since)
         wrapped("banned  ", f"{workload} {config}: {ban.reason} ({origin})")
     for op, variant in rules.pins.items():
-        click.echo(f"pinned  {op}={variant}")
+        echo(f"pinned  {op}={variant}")
 
 
 def _origin(by: str, since: str) -> str:
@@ -215,7 +215,7 @@ def _change(
     if as_json:
         print_json(_as_json(path, info, rules))
     else:
-        click.echo(f"{done} on {info.name} ({info.driver_version}), kept in {path}")
+        echo(f"{done} on {info.name} ({info.driver_version}), kept in {path}")
 
 
 def _as_json(path: Path, info: DeviceInfo, rules: Rules) -> dict[str, Any]:

@@ -7,10 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ..errors import ClkilnError, UsageError
-from .common import existing_cache, print_json, warn
+from .common import echo, existing_cache, print_json, warn
 
 if TYPE_CHECKING:
     from ..tuner.levels import Level
@@ -39,7 +37,7 @@ def simulate(file: Path, level: str, budget: str | None, cache: Path | None, as_
             keep = None if store is None else Keeper(store, space)
             done.append(replay(space, seconds=share, trials=chosen.trials, keep=keep))
             if not as_json:
-                click.echo(_line(done[-1]))
+                echo(_line(done[-1]))
     if as_json:
         print_json(_document(file, chosen, seconds, done))
 
@@ -72,7 +70,7 @@ def export(
             }
         )
         return
-    click.echo(f"wrote {len(results)} configurations of {workloads} workloads to {file}")
+    echo(f"wrote {len(results)} configurations of {workloads} workloads to {file}")
 
 
 def _line(done: Replay) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import CacheError
-from .common import CONTEXT, cache_path, existing_cache, note, print_json, shared, warn
+from .common import CONTEXT, cache_path, echo, existing_cache, note, print_json, shared, warn
 from .values import FilePath
 
 
@@ -36,7 +36,7 @@ def export_command(
     if as_json:
         print_json({"cache_file": str(path), "export": str(file), "rows": counts, "left_out": left})
     else:
-        click.echo(f"wrote {_said(counts)} to {file}")
+        echo(f"wrote {_said(counts)} to {file}")
     if any(left.values()):
         warn(f"left out, as no import would take it: {_said(left)}; see clkiln cache verify")
 
@@ -97,7 +97,7 @@ def import_command(
         left = 0 if trust_binaries else programs
         print_json({"cache_file": str(path), "new": counts, "programs_left_out": left})
         return
-    click.echo(f"took {_said(counts)} into {path}")
+    echo(f"took {_said(counts)} into {path}")
     if programs and not trust_binaries:
         note(f"{programs} compiled programs were left out; --trust-binaries takes them")
 

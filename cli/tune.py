@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .common import note, print_json, rate, shared, warn
+from .common import echo, note, print_json, rate, shared, warn
 from .completers import models, operations
 from .values import FilePath
 
@@ -140,7 +140,7 @@ def _next_command(
 
 def _print_summary(summary: TuneSummary, following: str) -> None:
     if summary.already_done:
-        click.echo(
+        echo(
             f"nothing to do: all {summary.kernels} kernels of {summary.model} are tuned at level "
             f"{summary.level} for {summary.device} (--force searches again)"
         )
@@ -151,7 +151,7 @@ def _print_summary(summary: TuneSummary, following: str) -> None:
             f"checked in {found['seconds']:.1f} s: {found['compared']} of {found['launches']} "
             f"launches of the model compared with their references, right"
         )
-    click.echo(
+    echo(
         f"tuned {summary.kernels} kernels in {summary.seconds:.0f} s ({summary.trials} trials): "
         f"{_gain(summary)}kept in {summary.cache_file}; next: {following}"
     )
@@ -176,8 +176,8 @@ def _print_preview(preview: dict[str, Any], as_json: bool) -> None:
         print_json(preview)
         return
     for row in preview["workloads"]:
-        click.echo(f"{row['feasible']:6}  {row['workload']}")
-    click.echo(
+        echo(f"{row['feasible']:6}  {row['workload']}")
+    echo(
         f"{preview['feasible']} feasible configurations of {len(preview['workloads'])} kernels on "
         f"{preview['device']}; level {preview['level']} would take about "
         f"{preview['estimated_s']:.0f} s"
