@@ -167,7 +167,7 @@ class Chooser:
                 fits = (
                     spec.contains(workload, config)
                     and kind in (None, spec.variant(config.variant).kind)
-                    and self.rules.allows(workload, config)
+                    and self.rules.allows(workload, config, self.limits)
                     and layout in (None, spec.layout(workload, config))
                     and spec.check(workload, config, self._limits(workload)) is None
                 )

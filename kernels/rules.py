@@ -51,6 +51,10 @@ class Rules:
     variants: Mapping[tuple[str, str], Ban] = field(default_factory=dict)
     configs: Mapping[tuple[Workload, Config], Ban] = field(default_factory=dict)
     pins: Mapping[str, str] = field(default_factory=dict)
+    #: What is left of conversions on devices, as far as it was asked: many readers share one.
+    _made: dict[tuple[Workload, DeviceLimits], Config | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __bool__(self) -> bool:
         return bool(self.variants or self.configs or self.pins)
@@ -137,18 +141,40 @@ class Rules:
             and self.pins.get(op, variant.name) == variant.name
         )
 
-    def allows(self, workload: Workload, config: Config) -> bool:
+    def allows(
+        self, workload: Workload, config: Config, limits: DeviceLimits | None = None
+    ) -> bool:
+        """Whether ``config`` may run, and something may that makes what it reads: a configuration
+        of each conversion that a device with ``limits`` can run; on any device without them."""
         return (
             (workload.op, config.variant) not in self.variants
             and (workload, config) not in self.configs
             and self.pins.get(workload.op, config.variant) == config.variant
-            and self._converts(workload, config)
+            and self._converts(workload, config, limits)
         )
 
-    def _converts(self, workload: Workload, config: Config) -> bool:
+    def _converts(self, workload: Workload, config: Config, limits: DeviceLimits | None) -> bool:
         """Whether something is left of every conversion that ``config`` needs."""
-        needed = SPECS[workload.op].conversions(workload, config).values()
-        return all(self.left(conversion.op) for conversion in needed)
+        if not self:
+            return True
+        needed = SPECS[workload.op].conversions(workload, config)
+        if limits is None:
+            return all(self.left(conversion.op) for conversion in needed.values())
+        return len(self.conversions(workload, config, limits)) == len(needed)
+
+    def conversions(
+        self, workload: Workload, config: Config, limits: DeviceLimits
+    ) -> dict[str, tuple[Workload, Config]]:
+        """As :meth:`~.spec.KernelSpec.conversions`, with the configuration of each that comes first
+        on a device with ``limits``; without those that nothing is left of."""
+        found = {}
+        for name, needed in SPECS[workload.op].conversions(workload, config).items():
+            key = needed, limits
+            if key not in self._made:
+                self._made[key] = self.safe(needed, limits)
+            if (made := self._made[key]) is not None:
+                found[name] = needed, made
+        return found
 
     def of_ops(self, ops: Iterable[str]) -> Rules:
         """Those that are about ``ops``."""
@@ -203,7 +229,7 @@ class Rules:
             return (
                 config.variant in names
                 and (workload, config) not in self.configs
-                and self._converts(workload, config)
+                and self._converts(workload, config, limits)
                 and (kind is None or spec.variant(config.variant).kind == kind)
                 and layout in (None, spec.layout(workload, config))
                 and spec.check(workload, config, limits) is None

@@ -6,7 +6,7 @@ where nothing has worked yet, several safe defaults must fail before the device 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ..errors import TuningError
@@ -26,7 +26,13 @@ class Trials(Protocol):
     """What runs trials: :class:`~clkiln.tuner.process.Worker`."""
 
     def trial(
-        self, workload: Workload, config: Config, best: float | None, *, extra: float = 0.0
+        self,
+        workload: Workload,
+        config: Config,
+        best: float | None,
+        *,
+        extra: float = 0.0,
+        made: Mapping[Workload, Config] = ...,
     ) -> Outcome: ...
 
 
@@ -85,7 +91,8 @@ def _failure(worker: Trials, task: Task, config: Config) -> str:
     try:
         # Nothing beats a best of no time: it is verified and hardly measured.
         extra = allowance(task) + PATIENCE
-        outcome = worker.trial(task.workload, config, 0.0, extra=extra)
+        made = task.conversions(config)
+        outcome = worker.trial(task.workload, config, 0.0, extra=extra, made=made)
     except TuningError as error:
         return str(error)
     return f"{outcome.status}, {outcome.message}" if is_doubtful(outcome) else ""

@@ -2,8 +2,9 @@
 
 One that reads activations from an image of their own needs a launch that makes the image. Its time
 is added to that of the configuration, so that those that need none compete on equal terms. It is
-the time of the conversion's safe configuration, the same for all that need it: how a conversion
-runs is searched only once something chosen needs it (:class:`.wanted.Wanted`).
+the time of the conversion's safe configuration, or of what bans and pins leave in its place, the
+same for all that need it: how a conversion runs is searched only once something chosen needs it
+(:class:`.wanted.Wanted`).
 """
 
 from __future__ import annotations
@@ -22,22 +23,25 @@ class Conversions:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self._ready: dict[Workload, tuple[Operation, Config, Program]] = {}
+        self._ready: dict[tuple[Workload, Config], tuple[Operation, Program]] = {}
 
-    def time(self, workload: Workload) -> Timing:
-        """Raises :class:`~clkiln.errors.OpenCLError` where the conversion can't be launched or is
+    def time(self, workload: Workload, config: Config | None = None) -> Timing:
+        """The time of ``config``; of the safe configuration where none is given.
+
+        Raises :class:`~clkiln.errors.OpenCLError` where the conversion can't be launched or is
         wrong, :class:`~clkiln.errors.OutOfDeviceMemory` where it does not fit."""
-        operation, config, program = self._prepared(workload)
+        if config is None:
+            config = SPECS[workload.op].safe(workload, self.context.info)
+        operation, program = self._prepared(workload, config)
         bound = operation.bind(program, config)
         try:
             return time_bound(operation, config, bound, None)
         finally:
             bound.release()
 
-    def _prepared(self, workload: Workload) -> tuple[Operation, Config, Program]:
-        if workload not in self._ready:
+    def _prepared(self, workload: Workload, config: Config) -> tuple[Operation, Program]:
+        if (workload, config) not in self._ready:
             spec = SPECS[workload.op]
-            config = spec.safe(workload, self.context.info)
             broken = spec.check(workload, config, self.context.info)
             label = label_of(workload, config)
             if broken is not None:
@@ -48,5 +52,5 @@ class Conversions:
             problem = problem or operation.verify(program, config).message
             if problem:
                 raise LaunchError(f"{label}: {problem}")
-            self._ready[workload] = operation, config, program
-        return self._ready[workload]
+            self._ready[workload, config] = operation, program
+        return self._ready[workload, config]

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import IO, Any, BinaryIO, cast
 
 from ..errors import TuningError
@@ -59,11 +60,18 @@ class Worker:
         self._scratch.cleanup()
 
     def trial(
-        self, workload: Workload, config: Config, best: float | None, *, extra: float = 0.0
+        self,
+        workload: Workload,
+        config: Config,
+        best: float | None,
+        *,
+        extra: float = 0.0,
+        made: Mapping[Workload, Config] = MappingProxyType({}),
     ) -> Outcome:
         """Run one trial; a worker that dies or overruns gives ``crash`` or ``timeout``.
 
-        ``extra`` seconds are granted on top of the limit, for large inputs. Raises
+        ``extra`` seconds are granted on top of the limit, for large inputs. ``made`` has the
+        configurations of the conversions that ``config`` needs. Raises
         :class:`~clkiln.errors.TuningError` where a new worker cannot open the device.
         """
         if self._process is not None and self._process.poll() is not None:
@@ -72,7 +80,10 @@ class Worker:
             self._start()
         process = self._process
         assert process is not None and process.stdin is not None
-        task = {"workload": str(workload), "config": str(config), "best": best}
+        conversions = {str(each): str(how) for each, how in made.items()}
+        task = {
+            "workload": str(workload), "config": str(config), "best": best, "made": conversions,
+        }  # fmt: skip
         try:
             send(cast(BinaryIO, process.stdin), task)
             answer = self._answers.get(timeout=self.trial_limit + extra)

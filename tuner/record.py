@@ -9,8 +9,7 @@ from ..cache.store import Store
 from ..harness.keys import key_of, read_config
 from ..harness.rules import read_rules
 from ..kernels import SPECS
-from ..kernels.rules import Rules
-from ..kernels.types import Config, Workload
+from ..kernels.types import Config, DeviceLimits, Workload
 from ..kernels.uses import Use
 from ..kernels.variants import VariantRequest, choice_fact
 from ..runtime.program import program_key
@@ -179,26 +178,32 @@ def done_fact(requested: str, workload: Workload, digest: str) -> str:
 
 
 def undone(
-    store: Store, driver: str, uses: Sequence[Use], level: Level, variants: VariantRequest
+    store: Store,
+    driver: str,
+    uses: Sequence[Use],
+    level: Level,
+    variants: VariantRequest,
+    *,
+    limits: DeviceLimits | None = None,
 ) -> list[Use]:
     """The uses that were not yet tuned to the end at ``level`` or a higher one, and those whose
-    winner was banned since."""
+    winner was banned since, or what it can't do without on a device with ``limits``."""
     facts = store.facts(driver)
     rules = read_rules(store, driver).under(variants)
+
+    def lost(use: Use) -> bool:
+        """Whether the rules forbid what was chosen."""
+        row = store.best(str(use.workload), driver, SPECS[use.workload.op].digest())
+        config = None if row is None else read_config(row.config)
+        return config is not None and not rules.allows(use.workload, config, limits)
+
     open_uses = []
     for use in uses:
         name = done_fact(str(variants), use.workload, SPECS[use.workload.op].digest())
         reached = LEVELS.get(str(facts.get((name, driver))))
-        if reached is None or reached.rank < level.rank or _lost(store, driver, use, rules):
+        if reached is None or reached.rank < level.rank or (rules and lost(use)):
             open_uses.append(use)
     return open_uses
-
-
-def _lost(store: Store, driver: str, use: Use, rules: Rules) -> bool:
-    """Whether the rules forbid what was chosen."""
-    row = store.best(str(use.workload), driver, SPECS[use.workload.op].digest()) if rules else None
-    config = None if row is None else read_config(row.config)
-    return config is not None and not rules.allows(use.workload, config)
 
 
 def reopen(store: Store, driver: str, op: str) -> None:

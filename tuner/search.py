@@ -81,7 +81,8 @@ class Search:
         if self.size > ENUMERABLE:
             return None
         found = self.spec.feasible(self.workload, self.limits, self.kind)
-        return [config for config in found if self.rules.allows(self.workload, config)]
+        allows = self.rules.allows
+        return [config for config in found if allows(self.workload, config, self.limits)]
 
     @cached_property
     def _index(self) -> dict[Config, int]:
@@ -108,7 +109,7 @@ class Search:
     def _feasible(self, config: Config) -> bool:
         try:
             fits = self.kind in (None, self.spec.variant(config.variant).kind)
-            fits = fits and self.rules.allows(self.workload, config)
+            fits = fits and self.rules.allows(self.workload, config, self.limits)
             return fits and self.spec.check(self.workload, config, self.limits) is None
         except (KeyError, ValueError, TypeError):
             return False  # a configuration of another version of the kernel

@@ -275,7 +275,9 @@ class TuningRun:
 
         Raises :class:`~clkiln.errors.TuningError` where it is the device.
         """
-        outcome = worker.trial(task.workload, config, best, extra=allowance(task))
+        outcome = worker.trial(
+            task.workload, config, best, extra=allowance(task), made=task.conversions(config)
+        )
         if is_doubtful(outcome):
             check_alive(worker, task, config, outcome, [*self.tasks, *self.roof_tasks])
         return outcome
@@ -349,7 +351,7 @@ class TuningRun:
         safe = spec.safe(workload, self.info)
         if kind is not None:
             safe = spec.safe_of_kind(workload, self.info, kind) or safe
-        if self.rules.allows(workload, safe):
+        if self.rules.allows(workload, safe, self.info):
             return safe
         left = self.rules.safe(workload, self.info, kind=kind)
         if left is None:
@@ -357,7 +359,8 @@ class TuningRun:
         return left
 
     def _fits(self, spec: KernelSpec, workload: Workload, config: Config) -> bool:
-        fits = spec.contains(workload, config) and self.rules.allows(workload, config)
+        fits = spec.contains(workload, config)
+        fits = fits and self.rules.allows(workload, config, self.info)
         return fits and spec.check(workload, config, self.info) is None
 
     def _kind(self, workload: Workload) -> str | None:

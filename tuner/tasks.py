@@ -68,6 +68,12 @@ class Task:
     def layout(self, config: Config) -> str:
         return self.spec.layout(self.workload, config) or ""
 
+    def conversions(self, config: Config) -> dict[Workload, Config]:
+        """What makes the images that ``config`` reads: what the rules leave of each conversion."""
+        search = self.search
+        found = search.rules.conversions(self.workload, config, search.limits)
+        return dict(found.values())
+
     def note(self, config: Config, time: float | None) -> None:
         """Take the result of a trial into account, None for a failed one.
 

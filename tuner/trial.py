@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from ..errors import BuildError, OpenCLError, OutOfDeviceMemory
 from ..harness.operation import Operation, exceeded, label_of
@@ -45,8 +47,17 @@ class Bench:
             self._operation = Operation(self.context, workload, seed=seed)
         return self._operation
 
-    def trial(self, workload: Workload, config: Config, best: float | None) -> Outcome:
-        """Try ``config``; ``best`` is the best time so far, which decides how long to measure."""
+    def trial(
+        self,
+        workload: Workload,
+        config: Config,
+        best: float | None,
+        made: Mapping[Workload, Config] = MappingProxyType({}),
+    ) -> Outcome:
+        """Try ``config``; ``best`` is the best time so far, which decides how long to measure.
+
+        ``made`` has the configurations of conversions that are not to be their safe ones.
+        """
         operation = self.operation(workload)
         broken = operation.spec.check(workload, config, self.context.info)
         if broken is not None:
@@ -64,7 +75,7 @@ class Bench:
         if broken_text:
             return Outcome("constraint", broken_text, compile_time=built)
         try:
-            outcome = self._run(operation, config, program, best)
+            outcome = self._run(operation, config, program, best, made)
         except (OpenCLError, OutOfDeviceMemory) as error:
             return Outcome("launch error", str(error)[:2000], compile_time=built)
         outcome.compile_time = built + (outcome.compile_time or 0.0)
@@ -72,7 +83,12 @@ class Bench:
         return outcome
 
     def _run(
-        self, operation: Operation, config: Config, program: Program, best: float | None
+        self,
+        operation: Operation,
+        config: Config,
+        program: Program,
+        best: float | None,
+        made: Mapping[Workload, Config],
     ) -> Outcome:
         bound = operation.bind(program, config)
         try:
@@ -83,7 +99,7 @@ class Bench:
         finally:
             bound.release()
         needed = operation.spec.conversions(operation.workload, config).values()
-        paid = [(workload, self._conversions.time(workload)) for workload in needed]
+        paid = [(each, self._conversions.time(each, made.get(each))) for each in needed]
         return Outcome(
             "ok",
             message="; ".join(f"with {each.median:.3g} s of {workload}" for workload, each in paid),

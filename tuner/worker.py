@@ -40,8 +40,9 @@ def main(driver_key: str) -> None:
 
 def _serve(bench: Bench, task: dict[str, Any]) -> Outcome:
     workload, config = Workload.parse(task["workload"]), Config.parse(task["config"])
+    made = {Workload.parse(each): Config.parse(how) for each, how in task["made"].items()}
     try:
-        return bench.trial(workload, config, task["best"])
+        return bench.trial(workload, config, task["best"], made)
     except DeviceError:
         raise  # no trial's fault: the process ends with it
     except ClkilnError as error:

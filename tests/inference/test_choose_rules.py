@@ -87,6 +87,20 @@ def test_nothing_borrowed_is_banned() -> None:
     assert (choice.origin, choice.config) == ("similar", BUFFER[5])
 
 
+def test_what_reads_an_image_that_nothing_makes_is_not_chosen() -> None:
+    """The variant of the conversion that is left needs image buffers, which are not there."""
+    reading, other = (next(c for c in IMAGE if c["XM"] == form) for form in (2, 0))
+    rules = Rules().ban("to_image", "image", Ban("wrong"))
+    with memory_store() as store:
+        for place, config in enumerate((reading, other)):
+            row = {"workload": str(GEMV), "driver": "mine", "digest": SPECS["gemv"].digest()}
+            store.add_trial(some_trial(**row, config=str(config), time=1e-3 * (place + 1)))
+        store.set_best(best(GEMV, reading))
+        assert chooser(store, Rules()).choose(GEMV).config == reading
+        choice = chooser(store, rules).choose(GEMV)
+    assert (choice.config, choice.origin) == (other, "tuned")
+
+
 def test_what_has_nothing_left_is_named_with_the_reason() -> None:
     workload = Workload.parse("rmsnorm d=576 eps=1e-05 m=1")
     rules = Rules()
@@ -168,7 +182,7 @@ def test_readers_of_a_weight_stay_in_one_layout(name: str, rules: Rules, seed: i
     read: dict[str, set[str | None]] = {}
     for step in [*decode, *prefill]:
         config = planning.choices[step.workload].config
-        assert choosing.rules.allows(step.workload, config)
+        assert choosing.rules.allows(step.workload, config, LIMITS)
         layout = SPECS[step.workload.op].layout(step.workload, config)
         if layout is not None:
             read.setdefault(step.tensors["w"], set()).add(layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def test_taking_back_a_ban_takes_its_configurations_along() -> None:
 def test_what_is_left_is_allowed_and_can_run(rules: Rules, workload: Workload, on: Limits) -> None:
     spec = SPECS[workload.op]
     config = rules.safe(workload, on)
-    possible = [c for c in spec.feasible(workload, on) if rules.allows(workload, c)]
+    possible = [c for c in spec.feasible(workload, on) if rules.allows(workload, c, on)]
     assert (config in possible) if possible else config is None
     if spec.safe(workload, on) in possible:
         assert config == spec.safe(workload, on), "the default, as long as it may run"
@@ -116,6 +117,33 @@ def test_a_banned_conversion_takes_along_what_needs_it() -> None:
     assert left and left == [config for config in images if config["XM"] != 2]
     for config in sorted(set(images) - set(left), key=str)[::7]:
         assert rules.safe(workload, on, kind="image", also=lambda c, it=config: c == it) is None
+
+
+@pytest.mark.parametrize("way", ["configurations", "no image buffers", "no whole texels"])
+def test_a_conversion_that_can_not_run_here_is_no_conversion(way: str) -> None:
+    """Whatever is left of its variants: what reads the tensor itself runs in its place."""
+    workload = Workload.parse("gemv bias=no fuse=none k=64 n=64 w=q4_0")
+    on = Limits("cpu", features=frozenset({"images", "image_buffers"}))
+    rules = Rules().pin("gemv", "image")
+    if way == "configurations":
+        conversion = Workload.parse("to_image k=64 m=1")
+        while (config := rules.safe(conversion, on)) is not None:
+            rules = rules.ban_config(conversion, config, Ban("wrong"))
+    else:
+        rules = rules.ban("to_image", "image", Ban("wrong"))
+    if way == "no image buffers":
+        on = replace(on, features=frozenset({"images"}))
+    if way == "no whole texels":
+        workload = workload.replace(k=66, w="f16")
+    images = SPECS["gemv"].feasible(workload, on, "image")
+    left = [config for config in images if rules.allows(workload, config, on)]
+    assert len(left) < len(images)
+    assert left == [config for config in images if config["XM"] != 2]
+    reading = next(config for config in images if config["XM"] == 2)
+    for banned in left[:2]:
+        rules = rules.ban_config(workload, banned, Ban("wrong"))
+    assert (found := rules.safe(workload, on)) is not None and found["XM"] != 2
+    assert rules.safe(workload, on, also=lambda config: config == reading) is None
 
 
 def test_what_was_asked_for_goes_before_a_pin_and_not_before_a_ban() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,8 @@ class Synthetic:
     trials: list[tuple[Workload, Config]] = field(default_factory=list)
     #: What was run only to see whether the device still works.
     checks: list[tuple[Workload, Config]] = field(default_factory=list)
+    #: What the images were made with that candidates read.
+    made: dict[Workload, Config] = field(default_factory=dict)
     now: float = 1000.0
 
     def true_time(self, workload: Workload, config: Config) -> float:
@@ -136,8 +138,15 @@ class SyntheticWorker:
         pass
 
     def trial(
-        self, workload: Workload, config: Config, best: float | None, *, extra: float = 0.0
+        self,
+        workload: Workload,
+        config: Config,
+        best: float | None,
+        *,
+        extra: float = 0.0,
+        made: Mapping[Workload, Config],
     ) -> Outcome:
+        self.device.made |= made
         if best == 0.0:
             return self.device.check(self.driver, workload, config)
         return self.device.run(self.driver, workload, config)

@@ -11,8 +11,10 @@ from clk_pocl import a_device
 from clk_tuning import DRIVER, INFO, Synthetic, best_configs, gemm, gemv, missing_binaries
 from clkiln.cache.store import Store
 from clkiln.errors import LaunchError
+from clkiln.harness.rules import write_rules
 from clkiln.kernels import SPECS
 from clkiln.kernels.images import CONVERTED
+from clkiln.kernels.rules import Ban, Rules
 from clkiln.kernels.to_image.spec import ToImageSpec
 from clkiln.kernels.types import Config, Workload
 from clkiln.kernels.uses import Use
@@ -20,6 +22,7 @@ from clkiln.runtime.context import Context
 from clkiln.tuner.convert import Conversions
 from clkiln.tuner.levels import Level
 from clkiln.tuner.measure import Timing
+from clkiln.tuner.process import Worker
 from clkiln.tuner.search import Search
 from clkiln.tuner.tasks import Group, Task
 from clkiln.tuner.trial import Bench, Outcome
@@ -46,7 +49,7 @@ def reading(form: int) -> Config:
 
 def test_a_trial_pays_for_what_it_needs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of the conversion is on top of its own, and said."""
-    monkeypatch.setattr(Conversions, "time", lambda self, workload: Timing(10.0, 0.5, 7))
+    monkeypatch.setattr(Conversions, "time", lambda *args: Timing(10.0, 0.5, 7))
     paid, free = (bench.trial(GEMV, reading(form), None) for form in (CONVERTED, 0))
     assert paid.status == free.status == "ok"
     assert paid.time is not None and 10.0 < paid.time < 11.0
@@ -78,6 +81,20 @@ def test_a_conversion_that_is_wrong_is_no_base_for_a_trial(
     assert bench.context.memory.used == 0
     with pytest.raises(LaunchError, match="to_image"):
         Conversions(bench.context).time(MADE)
+
+
+def test_what_is_charged_is_what_the_rules_leave(bench: Bench) -> None:
+    """In the worker as well: of what is banned, nothing is even built."""
+    safe = SPECS["to_image"].safe(MADE, bench.context.info)
+    left = safe.replace(LX=2, U=2)
+    for made in ({}, {MADE: left}):
+        assert bench.trial(GEMV, reading(CONVERTED), None, made).status == "ok"
+    assert set(bench._conversions._ready) >= {(MADE, safe), (MADE, left)}
+    with Worker(bench.context.info.driver_key) as worker:
+        config = reading(CONVERTED)
+        assert worker.trial(GEMV, config, None, made={MADE: left}).status == "ok"
+        outcome = worker.trial(GEMV, config, None, made={MADE: left.replace(LX=512)})
+        assert outcome.status == "launch error" and "work-group 512 >" in outcome.message
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -122,6 +139,28 @@ def test_what_is_chosen_brings_its_conversions(store: Store, tune: Any, seed: in
         assert len(set(trials)) == min(SMALL.trials or 0, len(feasible))
         best = min(set(trials), key=lambda c: device.true_time(conversion, c))
         assert chosen[conversion] == best
+
+
+def test_a_banned_conversion_is_not_run_to_price_its_readers(store: Store, tune: Any) -> None:
+    write_rules(store, DRIVER, Rules().ban("to_image", "image", Ban("it crashes")))
+    device = Inclined(conversion=0.0)
+    tune(device, USES, SMALL)
+    assert device.made and {config.variant for config in device.made.values()} == {"texels"}
+    assert {config.variant for w, config in device.trials if made(w)} == {"texels"}
+
+
+def test_where_no_conversion_is_left_nothing_asks_for_one(store: Store, tune: Any) -> None:
+    """Single configurations, until it is the kernel that is wrong."""
+    rules = Rules()
+    for k in (64, 96, 112):
+        conversion = Workload.of("to_image", k=k, m=1)
+        while (config := rules.safe(conversion, INFO)) is not None:
+            rules = rules.ban_config(conversion, config, Ban("wrong"))
+    write_rules(store, DRIVER, rules)
+    device = Inclined(conversion=0.0)
+    tune(device, USES[:2], SMALL)
+    assert device.trials and not device.made
+    assert CONVERTED not in {config.get("XM", 0) for _, config in device.trials}
 
 
 def test_what_is_too_dear_brings_none(store: Store, tune: Any) -> None:
