@@ -48,7 +48,7 @@ def ban_command(
         _check_left(banned, info, op, f"banning {choice}")
         return banned
 
-    _change(change, device, cache, limits, as_json, f"banned {choice}")
+    _change(change, device, cache, limits, as_json, op, f"banned {choice}")
 
 
 @click.command("unban", context_settings=CONTEXT)
@@ -66,7 +66,7 @@ def unban_command(
             raise UsageError(f"{choice} is not banned; clkiln cache rules lists what is")
         return allowed
 
-    _change(change, device, cache, limits, as_json, f"{choice} may be used again", again=op)
+    _change(change, device, cache, limits, as_json, op, f"{choice} may be used again", again=True)
 
 
 @click.command("pin", context_settings=CONTEXT)
@@ -91,7 +91,7 @@ def pin_command(
         _check_left(pinned, info, op, f"pinning {choice}")
         return pinned
 
-    _change(change, device, cache, limits, as_json, f"pinned {choice}", again=op)
+    _change(change, device, cache, limits, as_json, op, f"pinned {choice}", again=True)
 
 
 @click.command("unpin", context_settings=CONTEXT)
@@ -111,7 +111,9 @@ def unpin_command(
             raise UsageError(f"{op} is not pinned; clkiln cache rules lists what is")
         return rules.unpin(op)
 
-    _change(change, device, cache, limits, as_json, f"{op} may take any variant again", again=op)
+    _change(
+        change, device, cache, limits, as_json, op, f"{op} may take any variant again", again=True
+    )
 
 
 @click.command("rules", context_settings=CONTEXT)
@@ -195,13 +197,15 @@ def _change(
     cache: Path | None,
     limits: tuple[str, ...],
     as_json: bool,
+    op: str,
     done: str,
-    again: str | None = None,
+    again: bool = False,
 ) -> None:
-    """Change the rules of a driver and say so; ``again`` is an operation to be searched anew."""
+    """Change the rules of ``op`` and say so; ``again``: it is to be searched anew."""
     from ..cache.layered import LayeredStore
     from ..cache.rows import DriverRow
     from ..harness.rules import change_rules, rules_on_file
+    from ..kernels.rules import TIED, tied_problem
     from ..tuner.record import reopen
 
     info, path = _place(device, cache, limits)
@@ -211,7 +215,9 @@ def _change(
         rules = change_rules(store, info.driver_key, lambda rules: change(rules, info))
         store.put_driver(DriverRow(info.driver_key, info.as_dict()))
         if again:
-            reopen(store, info.driver_key, again)
+            reopen(store, info.driver_key, op)
+    if op in TIED and (problem := tied_problem(rules, info)):
+        warn(problem)
     if as_json:
         print_json(_as_json(path, info, rules))
     else:

@@ -68,7 +68,7 @@ def import_command(
     from ..cache.exchange import read_export
     from ..cache.layered import LayeredStore
     from ..cache.learnt import Learnt, merge
-    from ..harness.transfer import check_rows, check_shipped, combine, of_device
+    from ..harness.transfer import check_rows, check_shipped, combine, of_device, tied_problems
     from ..harness.transfer import without_rules as drop_rules
     from ..runtime.device import select_device, selector_from_environment
 
@@ -91,8 +91,11 @@ def import_command(
         with LayeredStore.open(path, warn=warn) as store:
             check_shipped(store, whole)
             counts = store.merge(whole, combine)
+            problems = tied_problems(store, whole)
     except CacheError as error:
         raise CacheError(f"nothing was imported: {error}") from error
+    for problem in problems:
+        warn(problem)
     if as_json:
         left = 0 if trust_binaries else programs
         print_json({"cache_file": str(path), "new": counts, "programs_left_out": left})

@@ -18,10 +18,10 @@ from ..cache.rows import BestRow, DriverRow, TrialRow
 from ..cache.store import Store
 from ..errors import CacheError
 from ..kernels import SPECS
-from ..kernels.rules import SHARING, Ban, Rules, places
+from ..kernels.rules import SHARING, Ban, Rules, places, tied_problem
 from ..kernels.types import Workload
 from .keys import read_choice, read_config
-from .rules import RULES, TAKEN_BACK, over, own_rules, taken_back
+from .rules import RULES, TAKEN_BACK, over, own_rules, read_rules, taken_back
 
 
 def portable(learnt: Learnt) -> Learnt:
@@ -89,6 +89,13 @@ def check_shipped(store: Store, more: Learnt) -> None:
             values = [store.own_fact(RULES, driver=row.driver), row.value]
             united = reduce(_unite, map(own_rules, values))
             _check_rules(over(Rules.of(shipped), united, taken_back(_taken(values))))
+
+
+def tied_problems(store: Store, more: Learnt) -> list[str]:
+    """What the rules keep from running under the drivers that ``more`` has rules for."""
+    drivers = {row.driver for row in more.facts if row.name == RULES}
+    found = (tied_problem(read_rules(store, driver), None) for driver in sorted(drivers))
+    return list(dict.fromkeys(filter(None, found)))
 
 
 # -- rows ------------------------------------------------------------------------------------------

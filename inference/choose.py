@@ -262,13 +262,13 @@ class Chooser:
         config = self.rules.safe(workload, limits, layout=layout, kind=kind, also=all_read)
         if config is not None:
             return config
-        said = [self.rules.why(each) for each in (workload, *sorted(readers, key=str))]
-        if not any(said):
+        said = self.rules.why(workload, readers)
+        if not said:
             return None
         asked = f", as {kind}" if kind else ""
         raise UnsupportedOperation(
             f"{self.abilities.device} can't run {workload.op} of this model",
-            [f"{workload}{asked}: {next(filter(None, said))}"],
+            [f"{workload}{asked}: {said}"],
         )
 
 

@@ -22,6 +22,8 @@ By = Literal["check", "user"]
 
 #: Operations that read one weight, which lies in one layout; the last where the head is tied.
 SHARING = ("gemv", "gemm", "embedding")
+#: Those that read the embedding where it is the output head, too.
+TIED = ("gemv", "embedding")
 #: Banned configurations of one workload after which no others are tried: it is the kernel.
 MOST_WRONG = 6
 
@@ -200,10 +202,12 @@ class Rules:
             for (workload, config), ban in self.configs.items()
         ]
 
-    def why(self, workload: Workload) -> str:
-        """What the rules say of a workload that nothing is left for; empty if nothing."""
-        own = {key: ban for key, ban in self.configs.items() if key[0] == workload}
-        said = replace(self.of_ops([workload.op]), configs=own).all_lines()
+    def why(self, workload: Workload, beside: Iterable[Workload] = ()) -> str:
+        """What the rules say of a workload that nothing is left for, and of those that read the
+        same weight ``beside`` it; empty if nothing."""
+        together = {workload, *beside}
+        own = {key: ban for key, ban in self.configs.items() if key[0] in together}
+        said = replace(self.of_ops(each.op for each in together), configs=own).all_lines()
         return ", ".join(said) + (": clkiln cache rules lists them" if said else "")
 
     def safe(
@@ -265,6 +269,19 @@ def places(rules: Rules, limits: DeviceLimits | None, ops: Iterable[str]) -> set
     """The kinds of memory in which a weight may lie so that each of ``ops`` can read it there."""
     found = [{_place(SPECS[op], variant, limits) for variant in rules.left(op)} for op in ops]
     return set.intersection(*found) - {""} if found else set()
+
+
+def tied_problem(rules: Rules, limits: DeviceLimits | None) -> str:
+    """What the rules keep from running though each operation can: models that read one weight with
+    the embedding look-up and the output head. Empty if nothing."""
+    if places(rules, limits, TIED) or not all(places(rules, limits, [op]) for op in TIED):
+        return ""
+    said = ", ".join(rules.of_ops(TIED).lines())
+    return (
+        "models whose output head is the embedding can't run: "
+        f"{' and '.join(TIED)} read one weight there, and would want it in different memory "
+        f"({said})"
+    )
 
 
 def _place(spec: KernelSpec, variant: Variant, limits: DeviceLimits | None) -> str:

@@ -124,6 +124,38 @@ def test_an_import_leaves_shipped_bans_in_force(
     assert banned() == ["embedding", "gemm"]
 
 
+@pytest.mark.parametrize(("first", "second"), [("embedding=image", "gemv=buffer"),
+                                               ("gemv=image", "embedding=buffer")])  # fmt: skip
+def test_what_a_tied_model_cannot_run_is_a_warning(
+    call: Call, rule: Callable[..., Result], device: str, tmp_path: Path, first: str, second: str
+) -> None:
+    """Other models can; and the error of the one that can't names all that has part in it."""
+    assert rule("pin", first).err == ""
+    done = rule("pin", second)
+    assert done.code == 0 and "whose output head is the embedding can't run" in done.err
+    assert all(f"{each} is pinned" in done.err for each in (first, second))
+    both = tmp_path / "both.jsonl"
+    assert call("cache", "export", both, "--cache", tmp_path / "x.sqlite").code == 0
+    took = call("cache", "import", both, "--cache", tmp_path / "y.sqlite", "--device", device)
+    assert took.code == 0 and "whose output head is the embedding can't run" in took.err
+    run = ("Hi", "-n", 2, "--device", device, "--cache", tmp_path / "x.sqlite")
+    untied = call("run", clk_engine.model("llama2/q4_0"), *run)
+    assert untied.code == 0, untied.err
+    tied = call("run", clk_engine.model("smollm2/q4_1"), *run)
+    assert tied.code == 1
+    assert all(f"{each} is pinned" in " ".join(tied.err.split()) for each in (first, second))
+
+
+def test_what_reads_other_weights_is_no_warning(
+    call: Call, rule: Callable[..., Result], device: str, tmp_path: Path
+) -> None:
+    """Of a tied model the layers' weights and the embedding are different ones."""
+    assert rule("pin", "gemm=buffer").err == rule("pin", "embedding=image").err == ""
+    run = ("Hi", "-n", 2, "--device", device, "--cache", tmp_path / "x.sqlite")
+    tied = call("run", clk_engine.model("smollm2/q4_1"), *run)
+    assert tied.code == 0, tied.err
+
+
 @pytest.mark.long
 def test_runs_and_tuning_honour_them(
     call: Call, rule: Callable[..., Result], device: str, model: Path
