@@ -186,6 +186,8 @@ class TuningJob:
             if isinstance(error, TuningError):
                 raise TuningError(f"{error}; {self._kept(tuning.result.trials)}") from error
             raise
+        # Whatever becomes of the check and of the speeds, the run and its trials stand.
+        self.store.finish_run(run_id, result.seconds, _figures(result, {}))
         check = None
         if (model := self.model) is not None and self.check:
             check = after_tuning(lambda: self._whole(model).engine(self.cache), self._warn)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..kernels.types import Array
-from .buckets import context_bucket, token_bucket
+from .buckets import token_bucket
 from .graph import Step
 from .launch_view import HostTensor, LaunchView
 from .runner import Runner
@@ -43,7 +43,7 @@ class Chain:
         tensors["pick" if m == 1 else "tokens"].write(np.array(tokens, np.int32))
         tensors["state"].write(np.array([self.length, m, 0, 0], np.int32))
         graph = self.runner.graph
-        self._run(graph.body(token_bucket(m), context_bucket(self.length + m)), m)
+        self._run(graph.body(token_bucket(m), self.runner.bucket(self.length + m)), m)
         tensors["x"].write(tensors["x"].data[m - 1].copy())
         self._run(graph.head(), 1)
         self.length += m

@@ -7,19 +7,20 @@ its configuration. The next best is checked in turn, until nothing is wrong or n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..cache.codec import now
-from ..errors import ClkilnError, UnsupportedOperation
-from ..harness.rules import read_rules, write_rules
+from ..errors import CacheError, ClkilnError, OpenCLError, UnsupportedOperation
+from ..harness.rules import change_rules
 from ..kernels import SPECS
 from ..kernels.capability import Capabilities
 from ..kernels.rules import SHARING, Ban, Rules, places
 from ..kernels.types import Config, DeviceLimits
 from .exam import SHORT, Effort, Exam, Findings, Progress, unexplained
-from .findings import CHECK, CheckResult, Fault, tally_of
+from .findings import CheckResult, Fault, check_fact, tally_of
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -38,38 +39,108 @@ def examine(
 
     Returns what was found, and the engine that is to be used from now on: the one given or, where
     something was banned, one that ``load`` made after the one before was closed; None where nothing
-    is left to run. The result is kept in the cache file, with the bans.
+    is left to run. The result is kept in the cache file, with the bans. What is raised (Ctrl-C)
+    leaves the engine closed.
     """
     effort, start = effort or Effort(), time.monotonic()
     device = engine.device
     result = CheckResult(
         engine.config.name, device.name, device.driver_version, effort.repeat, effort.short
     )
-    keep, known = _keeper(engine), set[tuple[object, ...]]()
-    current: Engine | None = engine
-    while current is not None:
-        result.rounds += 1
-        found = Exam(current, effort, known, progress).run()
-        _merge(result, found)
-        current.runner.loader.keep_fresh()
-        if not found.faults:
-            result.problem = unexplained(found)
-            break
-        if not current.store.keeps:
-            result.problem = f"{found.faults[0]}; nothing is banned, as no cache file is written"
-            break
-        if result.rounds == ROUNDS:
-            result.problem = f"after {ROUNDS} rounds still wrong: {found.faults[0]}"
-            break
-        ban(current, found.faults, result)
-        current.close()
-        try:
-            current = load()
-        except UnsupportedOperation as error:
-            current, result.problem = None, f"nothing is left that is right: {error}"
+    keep = _keeper(engine)
+    current = _rounds(engine, load, effort, progress, result)
     result.checked, result.seconds = now(), time.monotonic() - start
     keep(current, result)
     return result, current
+
+
+def _rounds(
+    engine: Engine,
+    load: Callable[[], Engine],
+    effort: Effort,
+    progress: Progress,
+    result: CheckResult,
+) -> Engine | None:
+    """Fill ``result``, round by round; the engine that is left.
+
+    What failed to run is believed the second time, in a fresh context: the first may have been the
+    device's doing.
+    """
+    known, once, stops = set[tuple[object, ...]](), list[Fault](), 0
+    current: Engine | None = engine
+    while current is not None:
+        result.rounds += 1
+        found = _round(current, effort, known, progress)
+        again = [f for f in found.faults if f.kind == "failed" and not _same_launch(f, once)]
+        once, stops = once + again, stops + bool(found.stopped)
+        if again or found.stopped:
+            found.faults = []
+        _merge(result, found)
+        if stops > 1:
+            result.problem = f"the device fails: {found.stopped}"
+        elif found.faults:
+            result.problem = result.standing = _banned(current, found.faults, result)
+        elif found.problem or not (again or found.stopped):
+            result.problem = found.problem or unexplained(found)
+            break
+        if not result.problem and result.rounds == ROUNDS:
+            result.problem = f"after {ROUNDS} rounds still wrong: {(found.faults or once)[0]}"
+        if result.problem and not found.stopped:
+            break
+        current = _again(current, load, result)
+    result.notes += [f"failed once and not again: {f}" for f in once if f not in result.faults]
+    return current
+
+
+def _round(
+    engine: Engine, effort: Effort, known: set[tuple[object, ...]], progress: Progress
+) -> Findings:
+    """What one exam finds. What it compiled is kept, whatever became of the device."""
+    exam = Exam(engine, effort, known, progress)
+    try:
+        exam.run()
+    except OpenCLError as error:
+        exam.found.stopped = str(error)
+    except ClkilnError as error:
+        exam.found.problem = f"the check could not go on: {error}"
+    except BaseException:
+        with suppress(ClkilnError):
+            engine.close()
+        raise
+    with suppress(ClkilnError):
+        engine.runner.loader.keep_fresh()
+    return exam.found
+
+
+def _same_launch(fault: Fault, faults: Iterable[Fault]) -> bool:
+    same = fault.workload, fault.config
+    return any((other.workload, other.config) == same for other in faults)
+
+
+def _banned(engine: Engine, faults: Sequence[Fault], result: CheckResult) -> str:
+    """Ban what was wrong; why it could not be, if so."""
+    if not engine.store.keeps:
+        return f"{faults[0]}; nothing is banned, as no cache file is written"
+    try:
+        ban(engine, faults, result)
+    except CacheError as error:
+        return f"{faults[0]}; it could not be banned: {error}"
+    return ""
+
+
+def _again(engine: Engine, load: Callable[[], Engine], result: CheckResult) -> Engine | None:
+    """The engine of the next round; None where there is none, or a problem that ends the check."""
+    with suppress(ClkilnError):  # of a device that is gone
+        engine.close()
+    if result.problem:
+        return None
+    try:
+        return load()
+    except UnsupportedOperation as error:
+        result.problem = f"nothing is left that is right: {error}"
+    except ClkilnError as error:
+        result.problem = f"the model can't be loaded again: {error}"
+    return None
 
 
 def _merge(result: CheckResult, found: Findings) -> None:
@@ -91,7 +162,7 @@ def _keeper(engine: Engine) -> Callable[[Engine | None, CheckResult], None]:
     from ..cache.store import Store
 
     path, driver = engine.store.path, engine.device.driver_key
-    name = f"{CHECK}{engine.config.digest}"
+    name = check_fact(engine.runner.graph)
     asked = bool(str(engine.runner.planner.chooser.variants))
 
     def keep(last: Engine | None, result: CheckResult) -> None:
@@ -100,7 +171,8 @@ def _keeper(engine: Engine) -> Callable[[Engine | None, CheckResult], None]:
         if last is not None:
             last.store.set_fact(name, result.as_dict(), driver=driver)
             return
-        with Store.open(path) as store:
+        # What was found is said all the same.
+        with suppress(CacheError), Store.open(path) as store:
             store.set_fact(name, result.as_dict(), driver=driver)
 
     return keep
@@ -110,17 +182,26 @@ def _keeper(engine: Engine) -> Callable[[Engine | None, CheckResult], None]:
 
 
 def ban(engine: Engine, faults: Collection[Fault], result: CheckResult) -> None:
-    """Ban what was wrong for the driver of ``engine``, and note it in ``result``."""
-    driver, chooser = engine.device.driver_key, engine.runner.planner.chooser
-    rules = read_rules(engine.store, driver)
+    """Ban what was wrong for the driver of ``engine``, and note it in ``result``.
+
+    Raises :class:`~clkiln.errors.CacheError` where that can't be kept.
+    """
+    chooser = engine.runner.planner.chooser
     together = SHARING if engine.config.tied else SHARING[:2]
-    for fault in faults:
-        if not rules.allows(fault.workload, fault.config):
-            continue  # banned with another of the faults
-        kind = chooser.variants.by_op.get(fault.workload.op)
-        rules, what = rule_out(rules, fault, engine.device, together, kind)
-        result.banned.append({"what": what, "reason": f"{fault.place}: {fault.message}"})
-    write_rules(engine.store, driver, rules)
+    banned: list[dict[str, str]] = []
+
+    def add(rules: Rules) -> Rules:
+        banned.clear()
+        for fault in faults:
+            if not rules.allows(fault.workload, fault.config):
+                continue  # banned with another of the faults, or by another process
+            kind = chooser.variants.by_op.get(fault.workload.op)
+            rules, what = rule_out(rules, fault, engine.device, together, kind)
+            banned.append({"what": what, "reason": f"{fault.place}: {fault.message}"})
+        return rules
+
+    change_rules(engine.store, engine.device.driver_key, add)
+    result.banned += banned
 
 
 def rule_out(
@@ -153,7 +234,8 @@ def after_driver_change(
 ) -> Engine:
     """The short check of a model's first run under a driver; the engine to be used from now on.
 
-    Raises :class:`~clkiln.errors.UnsupportedOperation` where nothing is left that is right.
+    Raises :class:`~clkiln.errors.UnsupportedOperation` where nothing is left that is right, or what
+    is wrong could not be banned.
     """
     name = engine.device.name
     warn(f"the driver of {name} changed: checking this model once (--no-check skips it)")
@@ -162,8 +244,11 @@ def after_driver_change(
         warn(f"wrong here and banned: {each['what']} ({each['reason']})")
     if current is None:
         raise UnsupportedOperation(result.problem)
+    if result.standing:
+        current.close()  # rather no answer than a wrong one
+        raise UnsupportedOperation(f"{result.problem} (--no-check runs it all the same)")
     if result.problem:
-        warn(f"the check found what it can't replace: {result.problem}")
+        warn(f"not checked to the end: {result.problem}")
     else:
         after = " after that" if result.banned else ""
         warn(

@@ -31,7 +31,7 @@ from .completion import Completion, Stream
 from .config import ModelConfig
 from .conversation import Transcript
 from .devices import choose_device
-from .findings import CHECK
+from .findings import check_fact
 from .generation import Generation
 from .kv_cache import DEFAULT_KV, KV_DTYPES
 from .model import Model, open_model
@@ -120,6 +120,7 @@ class Engine:
             engine = cls(runner, opened.tokenizer(), opened, store, why=why)
             due = check and engine._check_is_due()
             engine._report_choices(warn)
+            engine._report_last_check(warn)
         except BaseException:
             store.close()
             raise
@@ -271,7 +272,16 @@ class Engine:
         own, _ = split_key(driver)
         if all(split_key(row.driver)[0] == own for row in self.store.drivers()):
             return False
-        return self.store.fact(f"{CHECK}{self.config.digest}", driver=driver) is None
+        return self.store.fact(check_fact(self.runner.graph), driver=driver) is None
+
+    def _report_last_check(self, warn: Callable[[str], None]) -> None:
+        """What a check found and could not replace is said at every start, until one finds none."""
+        if str(self.runner.planner.chooser.variants):
+            return  # it was of other programs
+        last = self.store.fact(check_fact(self.runner.graph), driver=self.device.driver_key)
+        problem = last.get("problem") if isinstance(last, dict) else None
+        if problem:
+            warn(f"the latest check of this model here: {problem}; clkiln check looks again")
 
     def _report_choices(self, warn: Callable[[str], None]) -> None:
         counts = origins(self.runner.planner.choices)

@@ -15,14 +15,15 @@ from ..harness.often import Often
 from ..harness.operation import label_of, source_of
 from ..kernels import SPECS
 from ..kernels.types import Array, Config, Workload
-from .buckets import TOKENS, context_bucket
+from .buckets import CHUNK, CONTEXTS, TOKENS, context_bucket, token_bucket
 from .chain import Chain, logits_error
 from .choose import Choice
 from .conversions import conversions_of
+from .exam_budget import FEWEST, Budget, weights_of
 from .findings import Fault, Kind, Logits, Tally, tally_of
-from .graph import MATRIX_OPS, uses
-from .launch_view import Cleared, LaunchView, real_workload
-from .plan import BoundStep, Plan
+from .graph import Step
+from .launch_view import Cleared, LaunchView
+from .plan import Plan
 from .step_check import LaunchFailed, Trial
 from .verify import affordable
 
@@ -36,17 +37,13 @@ TEXT = (
     "year, and a year to one that runs for a second. What is wrong, though, is wrong from the "
     "first launch on, however quick it was. So look at what came out before you look at the clock."
 )
-#: Seconds that a reference takes, by what was measured on one core: to decode a weight, and for
-#: an operation in float64.
-PER_WEIGHT, PER_FLOP = 1e-8, 3e-11
-#: Layers in which a heavy launch is compared at least: the first and the last.
-FEWEST = 2
 #: A chain of references reads each weight once for each pass: no more weights than this.
 CHAIN_WEIGHTS = 1 << 29
 #: What the logits may be off: the bound of the engine's precision.
 LOGITS = 1e-3
-#: Programs with larger weights than this are not run on random ones.
-RANDOM_WEIGHTS = 1 << 28
+#: Programs with larger weights than this are not run on random ones, nor those of a larger context
+#: than this many bytes.
+RANDOM_WEIGHTS, RANDOM_BYTES = 1 << 28, 1 << 28
 #: Operations up to which a program is run on several random inputs, and on how many.
 CHEAP, SEEDS = 1 << 26, 3
 
@@ -58,13 +55,15 @@ class Effort:
     """How much a check does.
 
     ``passes`` are the numbers of tokens fed one after the other. Heavy references are computed for
-    about ``seconds`` in all, spread over the layers. ``random``: programs run on random inputs,
-    too; ``whole``: the plan as it is, ``repeat`` times, and its logits against the chain.
+    about ``seconds`` in all, spread over the layers, but in ``fewest`` of each pass at least.
+    ``random``: programs run on random inputs, too; ``whole``: the plan as it is, ``repeat`` times,
+    and its logits against the chain.
     """
 
     repeat: int = 3
-    passes: tuple[int, ...] = (23, 1, 1, 125, 1, 1)
+    passes: tuple[int, ...] = (23, 1, 1, CHUNK, 1, 1)
     seconds: float = 20.0
+    fewest: int = FEWEST
     random: bool = True
     whole: bool = True
     short: bool = False
@@ -72,30 +71,35 @@ class Effort:
 
 #: Before a model runs for the first time under a new driver, and behind a tuning run, which has
 #: compared each of its programs on random inputs.
-SHORT = Effort(2, (23, 1, 40), 1.0, random=False, whole=False, short=True)
+SHORT = Effort(2, (23, 1, 40), 1.0, fewest=1, random=False, whole=False, short=True)
 
 
 def passes_of(engine: Engine, sizes: Sequence[int], limit: int) -> list[list[int]]:
     """Token ids of passes of so many tokens, as far as ``limit`` positions hold them."""
     ids, total = engine.tokenizer.prompt(TEXT), sum(sizes)
     ids = (ids * ceil(total / len(ids)))[:total]
-    passes, start = [], 0
+    passes, start = list[list[int]](), 0
     for size in sizes:
-        if start + size <= limit:
-            passes.append(ids[start : start + size])
-            start += size
-    return passes
+        passes.append(ids[start : min(start + size, limit)])
+        start += size
+    return [tokens for tokens in passes if tokens]
 
 
 @dataclass
 class Findings:
-    """What one round found."""
+    """What one round found.
+
+    ``stopped``: it ended for a failure of the device that is no single launch's; ``problem``: for
+    something else that keeps it from going on.
+    """
 
     tallies: list[Tally] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     logits: list[Logits] = field(default_factory=list)
     same: bool | None = None
     notes: list[str] = field(default_factory=list)
+    stopped: str = ""
+    problem: str = ""
 
 
 class Exam:
@@ -109,15 +113,12 @@ class Exam:
         self.engine, self.effort, self.known, self.progress = engine, effort, known, progress
         self.runner, self.planner = engine.runner, engine.runner.planner
         self.found = Findings()
-        self._walks, self._cleared = 0, Cleared()
+        self._walks, self._turn, self._cleared = 0, 0, Cleared()
         self._stepwise: list[Array] = []
 
-    def run(self) -> Findings:
+    def run(self) -> None:
         """Everything; a round that finds a wrong launch leaves the rest to the next one."""
         passes = passes_of(self.engine, self.effort.passes, self.runner.limit)
-        if not passes:
-            self.found.notes.append(f"a context of {self.runner.limit} is too small for a check")
-            return self.found
         try:
             self._step_by_step(passes)
             if self.effort.random:
@@ -125,29 +126,58 @@ class Exam:
         except LaunchFailed as failed:
             self.found.faults.append(failed.fault)
         if not self.found.faults and self.effort.whole:
-            self._whole(passes)
+            self._whole(passes[: len(self._stepwise)])
         self.runner.reset()
-        return self.found
 
     # -- launch by launch ------------------------------------------------------------------------
 
     def _step_by_step(self, passes: Sequence[Sequence[int]]) -> None:
-        self._share = self._affordable_share(passes)
+        sizes = [len(tokens) for tokens in passes]
+        self._build(sizes)
+        self._budget = Budget(
+            self.runner.graph, self.runner.bucket, sizes, self.effort.seconds, self.effort.fewest
+        )
         self.runner.reset()
         self.runner.execute = self._walk
         try:
-            for index, tokens in enumerate(passes):
-                self.progress(f"launch by launch, pass {index + 1} of {len(passes)}")
+            for self._turn, tokens in enumerate(passes):
+                self.progress(f"launch by launch, pass {self._turn + 1} of {len(passes)}")
                 self.runner.feed(tokens)
                 self._stepwise.append(self.runner.logits())
+        except OutOfDeviceMemory as error:
+            self.found.notes.append(f"a chunk of {len(tokens)} tokens was not run: {error}")
         finally:
             self.runner.execute = Plan.run
+
+    def _build(self, passes: Sequence[int]) -> None:
+        """Every program that passes of so many tokens need. Raises :class:`LaunchFailed`."""
+        graph, length, steps = self.runner.graph, 0, list(self.runner.graph.head())
+        for m in passes:
+            length += m
+            steps += graph.body(token_bucket(m), self.runner.bucket(length))
+        self._load(steps)
+
+    def _load(self, steps: Sequence[Step]) -> list[Choice]:
+        """What is chosen for ``steps`` and for the conversions that they need, all of it built."""
+        self.planner.resolve(steps)
+        choices = self.planner.choices
+        wanted = dict.fromkeys(step.workload for step in steps)
+        wanted |= dict.fromkeys(conversions_of(choices[workload] for workload in wanted))
+        for workload in wanted:
+            try:
+                self.planner.load([choices[workload]])
+            except OpenCLError as error:
+                config = choices[workload].config
+                raise LaunchFailed(
+                    Fault(workload, config, "build", "failed", str(error))
+                ) from error
+        return [choices[workload] for workload in wanted]
 
     def _walk(self, plan: Plan, m: int) -> None:
         """Stands in for :meth:`.plan.Plan.run`."""
         self._walks += 1
         self._cleared.clear(plan.steps, self.planner.tensors)
-        compared = self._chosen(plan.steps)
+        compared = self._budget.chosen(plan.steps, self._turn)
         start = int(self.planner.tensors["state"].read()[0])
         for index, bound in enumerate(plan.steps):
             key = (self._walks, index, bound.workload, bound.config)
@@ -167,32 +197,6 @@ class Exam:
             elif seen.error is not None:
                 self.known.add(key)
 
-    def _chosen(self, steps: Sequence[BoundStep]) -> set[int]:
-        """Which launches are compared: all but of heavy ones some layers, first and last among
-        them, where there is no time for all."""
-        groups: dict[tuple[Workload, Config], list[int]] = {}
-        for index, bound in enumerate(steps):
-            groups.setdefault((bound.workload, bound.config), []).append(index)
-        chosen: set[int] = set()
-        for (workload, _), places in groups.items():
-            wanted = len(places)
-            if workload.op in MATRIX_OPS and workload.op != "embedding":
-                wanted = min(wanted, max(FEWEST, ceil(self._share * wanted)))
-            spread = np.linspace(0, len(places) - 1, wanted).round().astype(int)
-            chosen |= {places[i] for i in spread}
-        return chosen
-
-    def _affordable_share(self, passes: Sequence[Sequence[int]]) -> float:
-        """The share of the layers whose heavy references there is time for."""
-        graph, length, cost = self.runner.graph, 0, 0.0
-        for tokens in passes:
-            m = len(tokens)
-            length += m
-            bucket = 1 if m == 1 else next(size for size in TOKENS if m <= size)
-            for step in graph.body(bucket, context_bucket(length)):
-                cost += _reference_seconds(step.workload, m)
-        return min(1.0, self.effort.seconds / cost) if cost else 1.0
-
     def _tally(self, workload: Workload, config: Config) -> Tally:
         tally = tally_of(self.found.tallies, workload.op, config.variant)
         if tally is None:
@@ -204,48 +208,67 @@ class Exam:
 
     def _random_inputs(self) -> None:
         """Every program of the model, those of contexts that were not reached included."""
-        graph, context = self.runner.graph, self.runner.context
-        wanted = {use.workload for use in uses(graph, self.runner.limit)}
-        contexts = sorted({w.size("ctx") for w in wanted if "ctx" in dict(w.items)})
-        steps = [s for m in (1, *TOKENS) for ctx in contexts for s in graph.body(m, ctx)]
-        self.planner.load(self.planner.resolve(s for s in steps if s.workload in wanted))
         tried: set[tuple[str, Workload]] = set()
-        chosen = self.planner.choices
-        wanted |= {*conversions_of(chosen[workload] for workload in wanted)}
-        choices = [chosen[workload] for workload in chosen if workload in wanted]
+        choices = self._every_choice()
         for place, choice in enumerate(choices):
-            workload, config = affordable(choice.workload, choice.config), choice.config
-            source = source_of(workload, config)
-            key = ("random", workload, config)
-            if key in self.known or (source.digest, workload) in tried:
+            workload = affordable(choice.workload, choice.config)
+            key = (source_of(workload, choice.config).digest, workload)
+            known = ("random", workload, choice.config) in self.known
+            if known or key in tried or self._too_large(workload):
                 continue
-            if _weights(workload) > RANDOM_WEIGHTS:
-                self.found.notes.append(f"{workload}: too large for random weights")
-                continue
-            tried.add((source.digest, workload))
+            tried.add(key)
             self.progress(f"random inputs, program {place + 1} of {len(choices)}")
-            program = self.runner.loader.load(source, label_of(workload, config))
-            seeds = SEEDS if SPECS[workload.op].flops(workload) <= CHEAP else 1
-            try:
-                for seed in range(seeds):
-                    operation = Often(context, workload, seed=seed)
-                    verdict, same = operation.verify_often(program, config, self.effort.repeat)
-                    if not verdict.ok or not same:
-                        break
-            except OutOfDeviceMemory as error:
-                self.found.notes.append(f"{workload}: not run on random inputs: {error}")
-                continue
-            except OpenCLError as error:
-                fault = Fault(choice.workload, config, "random inputs", "failed", str(error))
-                raise LaunchFailed(fault) from error
-            program.launched = True
-            tally = self._tally(workload, config)
-            tally.random += 1
-            tally.note(verdict.error, SPECS[workload.op].tolerance(workload))
-            if verdict.ok and same:
-                self.known.add(key)
-            else:
-                self.found.faults.append(_random_fault(choice, workload, verdict, same))
+            self._on_random_inputs(choice, workload)
+
+    def _every_choice(self) -> list[Choice]:
+        """What runs in any bucket of tokens and of contexts that the model and the device have."""
+        graph, runner = self.runner.graph, self.runner
+        contexts = {runner.bucket(c) for c in CONTEXTS if c <= context_bucket(runner.limit)}
+        steps = [s for m in (1, *TOKENS) for c in contexts for s in graph.body(m, c)]
+        steps += graph.head()
+        every = {step.workload for step in steps}
+        missing = {each.workload for each in self.planner.chooser.abilities.missing(every)}
+        return self._load([step for step in steps if step.workload not in missing])
+
+    def _too_large(self, workload: Workload) -> bool:
+        spec = SPECS[workload.op]
+        large = weights_of(workload) > RANDOM_WEIGHTS
+        if large:
+            self.found.notes.append(f"{workload}: too large for random weights")
+        elif large := not weights_of(workload) and spec.bytes(workload) > RANDOM_BYTES:
+            self.found.notes.append(f"{workload}: too large for random inputs")
+        return large
+
+    def _on_random_inputs(self, choice: Choice, workload: Workload) -> None:
+        """The program of ``choice``, for sizes whose reference is affordable."""
+        config, spec = choice.config, SPECS[workload.op]
+        try:
+            verdict, same = self._verdict(workload, config)
+        except OutOfDeviceMemory as error:
+            self.found.notes.append(f"{workload}: not run on random inputs: {error}")
+            return
+        except OpenCLError as error:
+            fault = Fault(choice.workload, config, "random inputs", "failed", str(error))
+            raise LaunchFailed(fault) from error
+        tally = self._tally(workload, config)
+        tally.random += 1
+        tally.note(verdict.error, spec.tolerance(workload))
+        if verdict.ok and same:
+            self.known.add(("random", workload, config))
+        else:
+            self.found.faults.append(_random_fault(choice, workload, verdict, same))
+
+    def _verdict(self, workload: Workload, config: Config) -> tuple[Verdict, bool]:
+        """The worst of some random inputs, and whether repeats gave the same bits."""
+        context, loader = self.runner.context, self.runner.loader
+        program = loader.load(source_of(workload, config), label_of(workload, config))
+        for seed in range(SEEDS if SPECS[workload.op].flops(workload) <= CHEAP else 1):
+            operation = Often(context, workload, seed=seed)
+            verdict, same = operation.verify_often(program, config, self.effort.repeat)
+            if not verdict.ok or not same:
+                break
+        program.launched = True
+        return verdict, same
 
     # -- the whole plan --------------------------------------------------------------------------
 
@@ -276,7 +299,7 @@ class Exam:
 
     def _all_weights(self) -> int:
         steps = [*self.runner.graph.body(1, context_bucket(1)), *self.runner.graph.head()]
-        return sum(_weights(s.workload) for s in steps if s.workload.op != "embedding")
+        return sum(weights_of(s.workload) for s in steps if s.workload.op != "embedding")
 
 
 def _random_fault(choice: Choice, workload: Workload, verdict: Verdict, same: bool) -> Fault:
@@ -285,22 +308,6 @@ def _random_fault(choice: Choice, workload: Workload, verdict: Verdict, same: bo
     error = verdict.error if np.isfinite(verdict.error) else None
     kind: Kind = "wrong" if same else "same"
     return Fault(choice.workload, choice.config, f"random inputs{at}", kind, message, error)
-
-
-def _weights(workload: Workload) -> int:
-    """Weights that a reference decodes."""
-    sizes = dict(workload.items)
-    n, k = sizes.get("n"), sizes.get("k")
-    if workload.op not in MATRIX_OPS or not isinstance(n, int) or not isinstance(k, int):
-        return 0
-    return n * k * (2 if sizes.get("fuse") == "swiglu" else 1)
-
-
-def _reference_seconds(workload: Workload, m: int) -> float:
-    if workload.op not in MATRIX_OPS or workload.op == "embedding":
-        return 0.0
-    real = real_workload(workload, m)
-    return PER_WEIGHT * _weights(real) + PER_FLOP * SPECS[real.op].flops(real)
 
 
 def unexplained(found: Findings) -> str:

@@ -8,11 +8,18 @@ from math import isfinite
 from typing import Any, Literal
 
 from ..kernels.types import Config, Workload
+from .graph import Graph
 
 Kind = Literal["wrong", "same", "failed"]
 
-#: Beginning of the name of the fact that keeps a model's latest check; its digest follows.
+#: Beginning of the name of the fact that keeps a model's latest check.
 CHECK = "check:"
+
+
+def check_fact(graph: Graph) -> str:
+    """The name of that fact. Other dtypes of the KV cache or of the weights are other programs."""
+    weights = graph.weights.dtype("blk.0.gate_up")
+    return f"{CHECK}{graph.config.digest} kv={graph.kv} w={weights}"
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,9 @@ class CheckResult:
     """What a check did.
 
     ``ok`` says that nothing is wrong with what runs from now on: ``faults`` of which each led to
-    something that is ``banned`` count no more. ``problem`` says what is still wrong. ``same`` says
-    whether the whole plan gave the same bits each of the ``repeat`` times; None if it was not run.
+    something that is ``banned`` count no more. ``problem`` says what is still wrong, ``standing``
+    what of it should be banned and could not be. ``same`` says whether the whole plan gave the same
+    bits each of the ``repeat`` times; None if it was not run.
     """
 
     model: str
@@ -102,6 +110,7 @@ class CheckResult:
     logits: list[Logits] = field(default_factory=list)
     same: bool | None = None
     problem: str = ""
+    standing: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property

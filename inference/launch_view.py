@@ -7,7 +7,7 @@ whether they lie on a device or, for the chain of references, in NumPy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,8 @@ from .weights import Weights
 
 #: Arguments with a row for each position of the sequence, whatever their declared shape says.
 POSITIONAL = ("k_cache", "v_cache", "table")
+#: Tokens past which a matrix product is compared for some of them.
+MANY = 64
 
 
 class Held(Protocol):
@@ -52,6 +54,19 @@ class HostTensor:
 def real_workload(workload: Workload, m: int) -> Workload:
     """A workload of a bucket at the number of tokens that a step has."""
     return workload.replace(m=m) if "m" in dict(workload.items) else workload
+
+
+def sampled_tokens(op: str, m: int) -> list[int] | None:
+    """Which of ``m`` tokens of a launch are compared; None: all of them.
+
+    In a product of many tokens, the dearest reference of all, each is a row of its own: the first
+    and the last will do, those on both sides of each multiple of 32, and every ninth, so that no
+    tile of nine is left out.
+    """
+    if op != "gemm" or m <= MANY:
+        return None
+    edges = {edge + side for edge in range(32, m, 32) for side in (-1, 0)}
+    return sorted({*range(0, m, 9), *edges, m - 1})
 
 
 class LaunchView:
@@ -119,13 +134,24 @@ class LaunchView:
             if argument.role != "output"
         }
 
-    def reference(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """What the launch has to write, in float64."""
+    @property
+    def sampled(self) -> list[int] | None:
+        """As :func:`sampled_tokens`."""
+        return sampled_tokens(self.spec.op, self.end - self.start)
+
+    def reference(
+        self, inputs: Mapping[str, Array], tokens: Sequence[int] | None = None
+    ) -> dict[str, Array]:
+        """What the launch has to write, in float64; for ``tokens`` of a product, their rows."""
         given: dict[str, Array | Matrix] = dict(inputs)
+        workload = self.workload
+        if tokens is not None:
+            workload = real_workload(workload, len(tokens))
+            given |= {name: inputs[name][tokens] for name in ("x", "y") if name in inputs}
         if self.spec.layout(self.workload, self.config) is not None:
             given["w"] = self.weights.matrix(self.names["w"])
         with np.errstate(all="ignore"):
-            return self.spec.reference(self.workload, given)
+            return self.spec.reference(workload, given)
 
     def write(self, outputs: Mapping[str, Array]) -> None:
         """Put ``outputs``, logical arrays, in the place of what the launch wrote."""

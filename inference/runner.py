@@ -98,6 +98,11 @@ class Runner:
         """How many of the first ``length`` positions computing them anew would not change."""
         return min(self._repeatable, length) // CHUNK * CHUNK
 
+    def bucket(self, length: int) -> int:
+        """The context bucket of a step that ends with ``length`` positions."""
+        ctx = context_bucket(length)
+        return min(ctx, self._ceiling or ctx)
+
     def feed(self, tokens: Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> bool:
         """Append ``tokens`` to the sequence; afterwards logits and pick are those of the last.
 
@@ -156,8 +161,7 @@ class Runner:
         """Run the layers over ``tokens``; the last row ends as row 0 of x."""
         m, start = len(tokens), self.length
         self._grow(start + m)
-        ctx = context_bucket(start + m)
-        plan = self._body_plan(token_bucket(m), min(ctx, self._ceiling or ctx))
+        plan = self._body_plan(token_bucket(m), self.bucket(start + m))
         tensors = self.planner.tensors
         if not on_device:
             target = tensors["pick" if m == 1 else "tokens"]

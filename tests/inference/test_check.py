@@ -22,7 +22,7 @@ from clkiln.harness.rules import read_rules
 from clkiln.inference.check import after_tuning, examine
 from clkiln.inference.engine import Engine
 from clkiln.inference.exam import Effort
-from clkiln.inference.findings import CheckResult
+from clkiln.inference.findings import CheckResult, check_fact
 from clkiln.kernels import SPECS, rules
 from clkiln.kernels.types import Config, Workload
 
@@ -91,7 +91,7 @@ def test_what_is_right_is_found_to_be_right(check: Any, cache: Path) -> None:
         ((name, _), kept), *others = [
             item for item in store.facts().items() if item[0][0].startswith("check:")
         ]
-    assert not others and name == f"check:{check.engine.config.digest}"
+    assert not others and name == check_fact(check.engine.runner.graph)
     assert kept == result.as_dict()
 
 
