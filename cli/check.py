@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
-from .common import echo, model_argument, note, print_json, shared, warn, wrapped
+from .common import alone, echo, model_argument, note, print_json, shared, warn, wrapped
 from .completers import devices
 from .values import Text
 
@@ -56,6 +57,8 @@ def command(
         check=False, warn=warn,
     )  # fmt: skip
     if against is not None:
+        source = click.get_current_context().get_parameter_source("repeat")
+        alone("--against", repeat=source is not ParameterSource.DEFAULT)
         code = _against(partial(load, model), device, cache, against, as_json)
     else:
         code = _check(partial(load, model, device, cache), repeat, as_json)

@@ -243,6 +243,9 @@ def check_folders(machine: Machine) -> Iterator[Check]:
         if problem:
             yield Check(topic, "note", f"{folder} {problem}: {lost}",
                         f"make it writable, or name another folder in {name}")  # fmt: skip
+        elif topic == "cache" and (refused := _refused(folder)):
+            yield Check(topic, "note", f"{lost}: a file in {folder} {refused}",
+                        f"name another folder in {name}")  # fmt: skip
         else:
             yield from _writable(topic, folder, name)
 
@@ -256,6 +259,17 @@ def _unwritable(folder: Path) -> str:
         return f"cannot be made, as {there} is no folder"
     if not os.access(there, os.W_OK | os.X_OK):
         return "cannot be written"
+    return ""
+
+
+def _refused(folder: Path) -> str:
+    """Why clkiln would use no cache file in ``folder``, and what to do; empty if it would."""
+    from .. import trust
+
+    try:
+        trust.check(folder / "any.sqlite")
+    except (ClkilnError, OSError) as error:
+        return line_of(error)
     return ""
 
 
@@ -294,13 +308,12 @@ def check_cache_files(machine: Machine) -> Iterator[Check]:
 
 
 def check_limits(machine: Machine) -> Iterator[Check]:
-    from ..runtime.limits import limits_from_environment, read_limits
+    from ..runtime.pretend import asked_limits
 
-    names = limits_from_environment()
     try:
-        limits = read_limits(names)
+        limits = asked_limits()
     except ClkilnError as error:
-        yield Check("limits", "problem", f"CLKILN_LIMITS: {error}", "unset CLKILN_LIMITS")
+        yield Check("limits", "problem", line_of(error), "unset CLKILN_LIMITS")
         return
     if limits:
         said = ", ".join(map(str, limits.entries))

@@ -129,6 +129,14 @@ def wrapped(start: str, text: str, *, err: bool = False) -> None:
         echo((start if index == 0 else " " * len(start)) + line, err=err)
 
 
+def alone(option: str, **others: object) -> None:
+    """Raise :class:`~clkiln.errors.UsageError` if one of ``others`` was given with ``option``."""
+    for name, value in others.items():
+        if value:
+            other = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} goes without {other}")
+
+
 def confirmed(question: str) -> bool:
     """Whether a person agrees. Raises :class:`UsageError` where nobody is there to ask."""
     try:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import UsageError
-from .common import echo, note, print_json, rate, shared, warn
+from .common import alone, echo, note, print_json, rate, shared, warn
 from .completers import models, operations
 from .values import FilePath
 
@@ -74,7 +73,7 @@ def command(
     Ctrl-C is safe: what was found is kept, and the next tune goes on from there.
     """
     if simulate is not None:
-        _alone("--simulate", model=model, device=device, variant=variant, limits=limits,
+        alone("--simulate", model=model, device=device, variant=variant, limits=limits,
                kernel=kernels, force=force, dry_run=dry_run, quantize=quantize,
                export=export)  # fmt: skip
         from .simulate import simulate as simulate_file
@@ -82,7 +81,7 @@ def command(
         simulate_file(simulate, level, budget, cache, as_json)
         return
     if export is not None:
-        _alone("--export", model=model, variant=variant, limits=limits, force=force,
+        alone("--export", model=model, variant=variant, limits=limits, force=force,
                dry_run=dry_run, budget=budget, quantize=quantize)  # fmt: skip
         from .simulate import export as export_trials
 
@@ -108,14 +107,6 @@ def command(
     else:
         following = _next_command(model or "MODEL", device, cache, variant, limits, quantize)
         _print_summary(summary, following)
-
-
-def _alone(option: str, **others: object) -> None:
-    """Raise :class:`~clkiln.errors.UsageError` if one of ``others`` was given with ``option``."""
-    for name, value in others.items():
-        if value:
-            other = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} goes without {other}")
 
 
 def _next_command(

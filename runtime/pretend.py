@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..errors import UsageError
 from . import device as there
 from .device import Device, DeviceInfo
 from .features import FEATURE_EXTENSIONS, lost, remaining
@@ -32,9 +33,16 @@ _SAYS: dict[str, dict[str, Any]] = {
 def asked_limits(names: Names = ()) -> Limits:
     """The limits of ``names`` or, where there are none, of ``CLKILN_LIMITS``.
 
-    Raises :class:`~clkiln.errors.UsageError` as :func:`~.limits.read_limits`.
+    Raises :class:`~clkiln.errors.UsageError` as :func:`~.limits.read_limits`, which names the
+    variable if that is where they come from.
     """
-    return read_limits(tuple(names) or limits_from_environment())
+    asked = tuple(names)
+    if asked:
+        return read_limits(asked)
+    try:
+        return read_limits(limits_from_environment())
+    except UsageError as error:
+        raise UsageError(f"CLKILN_LIMITS: {error}") from error
 
 
 def limited(device: Device, limits: Limits) -> Device:

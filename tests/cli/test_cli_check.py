@@ -110,5 +110,11 @@ def test_a_device_against_itself(call: Call, model: Path, place: list[str], devi
     assert result.code == 2 and "is the same device" in result.err
 
 
+def test_two_devices_are_compared_once(call: Call, model: Path, place: list[str]) -> None:
+    result = call("check", model, *place, "--against", "cpu", "--repeat", 3)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: --against goes without --repeat\n"
+
+
 def is_pocl(device: Device) -> bool:
     return "PoCL" in device.info.platform_version

@@ -180,6 +180,25 @@ def test_folders_that_cannot_be_used(
     assert f"{tmp_path}/shut cannot be written: nothing" in said(doctor.examine(), "note")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_cache_folder_that_others_can_write(
+    call: Call, machine: Callable[..., None], cache_dir: Path, mode: int
+) -> None:
+    """It is not used, and that is said with what mends it."""
+    machine(row())
+    cache_dir.chmod(mode)
+    result = call("doctor")
+    text = " ".join(result.out.split())
+    assert result.code == 0 and f"a file in {cache_dir} is not used, as" in text
+    assert "nothing that is tuned or compiled is kept" in text
+    assert "name another folder in CLKILN_CACHE_DIR" in text
+    assert f"chmod go-w {cache_dir}" in text or mode == 0o1777
+    assert "ok cache:" not in text
+    cache_dir.chmod(0o700)
+    assert "ok cache:" in " ".join(call("doctor").out.split())
+
+
 def test_little_room(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
     usage = type("Usage", (), {"free": 5 << 20})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)

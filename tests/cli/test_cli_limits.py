@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 import clk_engine
 from clk_cli import Result
+from clkiln.cli.app import app
 from clkiln.runtime.limits import PROFILES, read_limits
 from clkiln.runtime.pretend import limited
 
@@ -72,7 +75,8 @@ def test_the_option_goes_before_the_environment(
 
 @pytest.mark.parametrize("through", ["flag", "environment"])
 @pytest.mark.parametrize("command", ["run MODEL Hi", "bench MODEL", "tune MODEL", "kernels",
-                                     "devices", "chat MODEL"])  # fmt: skip
+                                     "devices", "chat MODEL", "check MODEL",
+                                     "cache rules"])  # fmt: skip
 def test_limits_that_there_are_not(
     call: Call, model: Path, device: str, monkeypatch: pytest.MonkeyPatch, command: str,
     through: str,
@@ -84,7 +88,8 @@ def test_limits_that_there_are_not(
         words += ["--limits", "smal"]
     result = call(*words, "--device", device)
     assert (result.code, result.out) == (2, "")
-    assert result.err == "error: no limits 'smal'; did you mean small?\n"
+    where = "CLKILN_LIMITS: " if through == "environment" else ""
+    assert result.err == f"error: {where}no limits 'smal'; did you mean small?\n"
 
 
 def test_a_tuning_run_under_limits_is_previewed(call: Call, model: Path, device: str) -> None:
@@ -111,7 +116,28 @@ def test_doctor_speaks_of_the_variable(call: Call, monkeypatch: pytest.MonkeyPat
     result = call("doctor", "--json")
     [said] = [c for c in json.loads(result.out)["checks"] if c["topic"] == "limits"]
     assert (result.code, said["status"]) == (1, "problem")
-    assert "did you mean small?" in said["text"]
+    assert said["text"] == "CLKILN_LIMITS: no limits 'smal'; did you mean small?"
+
+
+def test_the_page_names_who_takes_them() -> None:
+    page = (Path(__file__).parents[2] / "docs/limits.md").read_text(encoding="utf-8")
+    sentence = page.partition("the smallest counts. ")[2].partition(" take it;")[0]
+    told: list[str] = []
+    for name in re.findall("`(.*?)`", sentence):
+        group, _, members = name.rpartition(" ")
+        told += [f"{group} {member}".strip() for member in members.split("|")]
+    assert sorted(told) == sorted(_with_limits(app, ()))
+
+
+def _with_limits(command: click.Command, path: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from _with_limits(inner, (*path, name))
+    elif any("--limits" in parameter.opts for parameter in command.params):
+        yield " ".join(path)
 
 
 def test_names_are_completed() -> None:
