@@ -27,6 +27,7 @@ from clkiln.inference.plan import BoundStep
 from clkiln.runtime.launch import Launch
 from clkiln.runtime.program import ProgramLoader
 
+LONG = pytest.mark.long
 LITTLE = Effort(2, (5, 1), 1e9, random=False, whole=False)
 
 
@@ -189,7 +190,9 @@ def test_other_dtypes_are_other_programs(cache: Path) -> None:
 # -- sizes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("token", [128, 200, 255])
+@pytest.mark.parametrize(
+    "token", [200, pytest.param(128, marks=LONG), pytest.param(255, marks=LONG)]
+)
 def test_tokens_far_into_a_chunk_are_compared(
     cache: Path, monkeypatch: pytest.MonkeyPatch, token: int
 ) -> None:
