@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import trust
-from ..errors import DeviceError
+from ..errors import CacheError, DeviceError
 from .icd import driver_folder
 from .identity import split_key
 from .opencl import cl
@@ -117,22 +117,29 @@ def _first_words(text: str) -> str:
 def _kept(driver_key: str) -> str:
     try:
         text = _file(driver_key).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, CacheError):
         return ""
     return " ".join(text.split())
 
 
 def _keep(driver_key: str, fault: str) -> None:
-    # A folder that cannot be written costs another try, and nothing else.
-    with contextlib.suppress(OSError):
+    # A folder that cannot be used costs another try, and nothing else.
+    with contextlib.suppress(OSError, CacheError):
         file = _file(driver_key)
         if fault:
             trust.make_folders(file.parent)
+            file.touch(mode=0o600)  # whatever the umask
             file.write_text(f"{fault}\n", encoding="utf-8")
         else:
             file.unlink(missing_ok=True)
 
 
 def _file(driver_key: str) -> Path:
-    """Under limits a driver has the same faults."""
-    return driver_folder() / f"{split_key(driver_key)[0]}.fault"
+    """Under limits a driver has the same faults.
+
+    Raises :class:`CacheError` where others could write it: they would choose the device, or put a
+    link in its place.
+    """
+    file = driver_folder() / f"{split_key(driver_key)[0]}.fault"
+    trust.check(file)
+    return file

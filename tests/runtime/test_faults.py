@@ -106,6 +106,24 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert known_fault(a_device().info) == ""
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_a_folder_that_others_can_write(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No verdict of theirs chooses the device, and no link of theirs is written through."""
+    info, target = a_device().info, cache_dir.parent / "mine"
+    target.write_text("mine")
+    (cache_dir / "drivers").mkdir()
+    fault = cache_dir / "drivers" / f"{info.driver_key}.fault"
+    fault.write_text("theirs")
+    assert known_fault(info) == "theirs"
+    (cache_dir / "drivers").chmod(0o777)
+    assert known_fault(info) == ""
+    fault.unlink()
+    fault.symlink_to(target)
+    monkeypatch.setattr(faults, "_KERNEL", "#error")
+    assert try_device(a_device())
+    assert target.read_text() == "mine" and fault.is_symlink()
+
+
 # -- the default ---------------------------------------------------------------------------------
 
 
