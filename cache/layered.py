@@ -12,7 +12,7 @@ from .connection import connect_memory, connect_shipped
 from .learnt import best_key
 from .paths import shipped_file
 from .reader import Reader, Warn, python_warning
-from .rows import BestRow, TrialRow
+from .rows import BestRow, DriverRow, TrialRow
 from .store import Store
 
 
@@ -80,6 +80,9 @@ class LayeredStore(Store):
 
     def shipped_fact(self, name: str, *, driver: str = "") -> Any | None:
         return None if self._shipped is None else self._shipped.fact(name, driver=driver)
+
+    def shipped_drivers(self) -> list[DriverRow]:
+        return [] if self._shipped is None else self._shipped.drivers()
 
     def facts(self, driver: str | None = None) -> dict[tuple[str, str], Any]:
         under = {} if self._shipped is None else self._shipped.facts(driver)

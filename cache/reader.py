@@ -142,6 +142,10 @@ class Reader:
         """Every driver that something was tuned or compiled under, first seen first."""
         return self._rows(DriverRow, "ORDER BY first_seen, rowid")
 
+    def shipped_drivers(self) -> list[DriverRow]:
+        """As :meth:`drivers`, of a file that lies under this one; none if there is no such file."""
+        return []
+
     def best_rows(self, *, driver: str | None = None) -> list[BestRow]:
         """Every choice, by workload; of one driver if it is given."""
         where, args = _of_driver(driver)

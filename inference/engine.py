@@ -19,6 +19,7 @@ from ..cache.paths import cache_file
 from ..cache.rows import DriverRow
 from ..cache.store import Store
 from ..errors import ContextLengthError, OpenCLError, UsageError
+from ..harness.ran import note_run, ran_under
 from ..kernels.variants import VariantRequest
 from ..runtime.context import Context
 from ..runtime.device import Device
@@ -270,7 +271,7 @@ class Engine:
         if not self.store.keeps or planner.loader.require_cache or str(planner.chooser.variants):
             return False
         own, _ = split_key(driver)
-        if all(split_key(row.driver)[0] == own for row in self.store.drivers()):
+        if ran_under(self.store) <= {own}:
             return False
         return self.store.fact(check_fact(self.runner.graph), driver=driver) is None
 
@@ -294,6 +295,7 @@ class Engine:
                 f"of this model ({self.runner.shortened})"
             )
         self.store.put_driver(DriverRow(self.device.driver_key, self.device.as_dict()))
+        note_run(self.store, self.device.driver_key)
         if counts.get("older driver"):
             warn(
                 f"the driver of {self.device.name} changed: {counts['older driver']} kernels run "

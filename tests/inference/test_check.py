@@ -15,10 +15,13 @@ import clk_sabotage
 import clkiln
 from clk_cache import Warnings
 from clk_tuning import with_roofs
+from clkiln.cache.paths import cache_file
 from clkiln.cache.rows import DriverRow
 from clkiln.cache.store import Store
 from clkiln.errors import UnsupportedOperation
+from clkiln.harness.ran import RAN, note_run
 from clkiln.harness.rules import read_rules
+from clkiln.harness.transfer import portable
 from clkiln.inference.check import after_tuning, examine
 from clkiln.inference.engine import Engine
 from clkiln.inference.exam import Effort
@@ -232,6 +235,42 @@ def old_driver(path: Path) -> None:
     info = clk_engine.a_device().info
     with Store.open(path) as store:
         store.put_driver(DriverRow("an older driver", {"name": info.name}))
+        note_run(store, "an older driver")
+
+
+def checked(cache: Path) -> bool:
+    """Whether a start checks the model."""
+    said = Warnings()
+    with clk_engine.engine(cache=cache, warn=said.append):
+        return any("driver" in line and "--no-check" in line for line in said)
+
+
+def test_a_driver_that_another_machine_ran_under_is_none_of_before(cache: Path) -> None:
+    """As an import leaves it: only a row that says which one it is."""
+    with Store.open(cache) as store:
+        store.put_driver(DriverRow("another driver", {"name": "the same device"}))
+    assert not checked(cache)
+    with Store.open(cache) as store:
+        assert RAN not in {fact.name for fact in portable(store.learnt()).facts}
+        note_run(store, "another driver+1")
+    assert checked(cache)
+
+
+def test_a_file_from_before_runs_were_noted(cache: Path) -> None:
+    with Store.open(cache) as store:
+        store.put_binary("key", b"a program", label="x", driver="an older driver")
+        store._connection.execute("DELETE FROM facts WHERE name = ?", (RAN,))
+    assert checked(cache)
+
+
+def test_a_driver_that_was_replaced_since_the_device_was_shipped(
+    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLKILN_SYSTEM_CACHE_DIR", str(tmp_path / "system"))
+    info = clk_engine.a_device().info
+    own = cache_file(info.name, info.platform)
+    old_driver(tmp_path / "system" / own.name)
+    assert not own.exists() and checked(own) and not checked(own)
 
 
 def test_once_after_a_driver_changed(cache: Path) -> None:
