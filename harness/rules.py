@@ -31,11 +31,6 @@ def read_rules(store: Store, driver: str) -> Rules:
     return over(shipped, Rules.of(own), taken_back(own))
 
 
-def write_rules(store: Store, driver: str, rules: Rules) -> None:
-    """Keep ``rules`` in place of the own ones. Raises :class:`~clkiln.errors.CacheError`."""
-    store.set_fact(RULES, rules.as_dict(), driver=driver)
-
-
 def change_rules(store: Store, driver: str, change: Callable[[Rules], Rules]) -> Rules:
     """Put what ``change`` makes of a driver's rules in their place, and return it.
 

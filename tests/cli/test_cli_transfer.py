@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import clk_engine
+from clk_cache import write_rules
 from clk_cli import Result
 from clkiln.cache.exchange import read_export, write_export
 from clkiln.cache.learnt import FactRow
 from clkiln.cache.rows import BestRow, DriverRow, TrialRow
 from clkiln.cache.store import Store
-from clkiln.harness.rules import RULES, read_rules, write_rules
+from clkiln.harness.rules import RULES, read_rules
 from clkiln.kernels import SPECS
 from clkiln.kernels.rules import Ban, Rules
 from clkiln.kernels.types import Workload

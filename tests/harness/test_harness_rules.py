@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clk_cache import memory_store, quick
+from clk_cache import memory_store, quick, write_rules
 from clkiln.cache.connection import connect_memory
 from clkiln.cache.layered import LayeredStore
 from clkiln.cache.learnt import merge
@@ -18,7 +18,7 @@ from clkiln.cache.paths import cache_file, shipped_file
 from clkiln.cache.rows import DriverRow
 from clkiln.cache.store import Store
 from clkiln.errors import CacheError, UsageError
-from clkiln.harness.rules import RULES, change_rules, read_rules, rules_on_file, write_rules
+from clkiln.harness.rules import RULES, change_rules, read_rules, rules_on_file
 from clkiln.harness.transfer import check_shipped, combine, portable
 from clkiln.kernels import SPECS
 from clkiln.kernels.rules import Ban, Rules

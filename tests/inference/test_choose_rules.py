@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clk_engine
-from clk_cache import memory_store, quick, some_best, some_trial
+from clk_cache import memory_store, quick, some_best, some_trial, write_rules
 from clk_run import Limits
 from clkiln.cache.rows import BestRow
 from clkiln.cache.store import Store
 from clkiln.errors import UnsupportedOperation
-from clkiln.harness.rules import write_rules
 from clkiln.inference.choose import Chooser, together
 from clkiln.inference.config import ModelConfig
 from clkiln.inference.gguf import GGUFFile

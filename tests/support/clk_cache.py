@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from clkiln.cache.connection import connect_memory
 from clkiln.cache.rows import STATUSES, BestRow, DriverRow, RunRow, TrialRow
 from clkiln.cache.store import Store
+from clkiln.harness.rules import change_rules
+from clkiln.kernels.rules import Rules
 
 #: An example may open a store, which takes milliseconds; the same examples every time.
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -75,6 +77,11 @@ class Warnings(list[str]):
 def memory_store(warnings: Warnings | None = None) -> Store:
     """A store without a file in which, unlike in ``open_or_memory``'s, every fault raises."""
     return Store(connect_memory(), None, (Warnings() if warnings is None else warnings).append)
+
+
+def write_rules(store: Store, driver: str, rules: Rules) -> None:
+    """Keep ``rules`` whatever was there."""
+    change_rules(store, driver, lambda before: rules)
 
 
 def some_trial(**changes: Any) -> TrialRow:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from clk_cache import write_rules
 from clkiln.cache.rows import BestRow, DriverRow, RunRow, TrialRow
 from clkiln.cache.store import Store
-from clkiln.harness.rules import write_rules
 from clkiln.kernels import SPECS
 from clkiln.kernels.rules import Ban, Rules
 from clkiln.kernels.types import Config, Workload

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from clk_cache import write_rules
 from clk_pocl import a_device
 from clk_tuning import DRIVER, INFO, Synthetic, best_configs, gemm, gemv, missing_binaries
 from clkiln.cache.store import Store
 from clkiln.errors import LaunchError
-from clkiln.harness.rules import write_rules
 from clkiln.kernels import SPECS
 from clkiln.kernels.images import CONVERTED
 from clkiln.kernels.rules import Ban, Rules

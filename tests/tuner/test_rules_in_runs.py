@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from clk_cache import write_rules
 from clk_tuning import (
     DRIVER,
     FEW,
@@ -19,7 +20,6 @@ from clk_tuning import (
 )  # fmt: skip
 from clkiln.cache.store import Store
 from clkiln.errors import UnsupportedOperation
-from clkiln.harness.rules import write_rules
 from clkiln.kernels import SPECS
 from clkiln.kernels.rules import Ban, Rules
 from clkiln.kernels.types import Config, Workload
