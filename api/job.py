@@ -81,14 +81,15 @@ class TuningJob:
         #: The device, and why it was chosen, as a phrase.
         self.device, self.why = choose_device(device, digest, self._warn, limits)
         info = self.device.info
-        self._abilities = Abilities(info, self.variants, info.name)
+        self.cache = Path(cache) if cache else cache_file(info.name, info.platform)
+        self._rules = rules_on_file(self.cache, info.driver_key).under(self.variants)
+        self._abilities = Abilities(info, self.variants, info.name, self._rules)
         #: All of the workloads, and those of them that are wanted.
         self.uses = self._standard(kernels) if self.model is None else self._uses(self.model)
         self.wanted = self.uses if self.model is None else _only(self.uses, kernels)
         unmet = self._abilities.unmet(use.workload for use in self.wanted)
         if unmet:
             self._warn(f"not as asked: {'; '.join(unmet)}")
-        self.cache = Path(cache) if cache else cache_file(info.name, info.platform)
 
     # -- what is to be done ------------------------------------------------------------------------
 
@@ -125,17 +126,18 @@ class TuningJob:
         """What is wanted and was not yet searched to the end at this level."""
         if self.force:
             return self.wanted
-        driver = self.device.info.driver_key
-        return undone(self.store, driver, self.wanted, self.level, self.variants)
+        info = self.device.info
+        return undone(
+            self.store, info.driver_key, self.wanted, self.level, self.variants, limits=info
+        )
 
     def preview(self) -> dict[str, Any]:
         """What a run would search: workloads, feasible configurations, estimated seconds."""
-        info, rows, total = self.device.info, [], 0
-        rules = rules_on_file(self.cache, info.driver_key).under(self.variants)
+        info, rules, rows, total = self.device.info, self._rules, [], 0
         for use in self.wanted:
             spec, kind = SPECS[use.workload.op], self._abilities.kind(use.workload)
             found = spec.feasible(use.workload, info, kind)
-            feasible = sum(rules.allows(use.workload, config) for config in found)
+            feasible = sum(rules.allows(use.workload, config, info) for config in found)
             rows.append({"workload": str(use.workload), "phase": use.phase, "feasible": feasible})
             total += feasible
         limits = (self.level.seconds, self.seconds, total * SECONDS_PER_TRIAL)

@@ -13,6 +13,7 @@ from ..kernels import SPECS
 from ..kernels.capability import Alternative, Capabilities, in_dtype
 from ..kernels.coding import FLOATS
 from ..kernels.feasible import Infeasible
+from ..kernels.rules import Rules
 from ..kernels.survey import group_reasons
 from ..kernels.types import Config, DeviceLimits, Workload
 from ..kernels.variants import VariantRequest
@@ -31,15 +32,22 @@ class Missing:
 
 
 class Abilities:
-    """What ``limits`` allow, under what was asked for with ``--variant``.
+    """What ``limits`` and ``rules`` allow, under what was asked for with ``--variant``.
 
     A kind that was asked of all operations is kept where it can run; asked of one operation by
     name it has to run.
     """
 
-    def __init__(self, limits: DeviceLimits, variants: VariantRequest, device: str) -> None:
-        self.variants, self.device = variants, device
-        self.capabilities = Capabilities(limits)
+    def __init__(
+        self,
+        limits: DeviceLimits,
+        variants: VariantRequest,
+        device: str,
+        rules: Rules | None = None,
+    ) -> None:
+        self.variants, self.device, self.rules = variants, device, rules or Rules()
+        self.capabilities = Capabilities(limits, self.rules)
+        self._without_rules = Capabilities(limits)
 
     def kind(self, workload: Workload, layout: str | None = None) -> str | None:
         """As :meth:`Capabilities.kind`."""
@@ -52,8 +60,16 @@ class Abilities:
             kind = self.variants.by_op.get(workload.op)
             found = self.capabilities.find(workload, kind)
             if isinstance(found, Infeasible):
-                missing.append(Missing(workload, kind, found.reason))
+                missing.append(Missing(workload, kind, self._reason(workload, kind, found)))
         return missing
+
+    def _reason(self, workload: Workload, kind: str | None, broken: Infeasible) -> str:
+        """Why a workload can't run: also the rules, if it could without them."""
+        said = self.rules.why(workload)
+        if said in broken.reason:
+            return broken.reason
+        without = self._without_rules.find(workload, kind)
+        return f"{broken.reason}, and {said}" if isinstance(without, Config) else broken.reason
 
     def able(self, workloads: Iterable[Workload]) -> set[Workload]:
         """Those of a model's ``workloads`` that can run.
@@ -76,7 +92,8 @@ class Abilities:
                 continue
             found = self.capabilities.find(workload, default)
             if isinstance(found, Infeasible):
-                reasons.setdefault(workload.op, []).append(found.reason)
+                reason = self._reason(workload, default, found)
+                reasons.setdefault(workload.op, []).append(reason)
         return [f"{op}: can't run as {default} here: {_joined(r)}" for op, r in reasons.items()]
 
     # -- what to say ---------------------------------------------------------------------------
@@ -140,6 +157,9 @@ class Abilities:
             if not broken:
                 longest = min(bucket, limit)
                 continue
+            wrong = [each for each in broken if self.rules.wrong(each.workload)]
+            if wrong:  # and for a bucket that is not quite as long it would be no more right
+                return longest, wrong[0]
             low, high = longest, min(bucket, limit) + 1
             while high - low > 1:
                 middle = (low + high) // 2

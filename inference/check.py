@@ -18,7 +18,7 @@ from ..harness.rules import change_rules
 from ..kernels import SPECS
 from ..kernels.capability import Capabilities
 from ..kernels.rules import SHARING, Ban, Rules, places
-from ..kernels.types import Config, DeviceLimits
+from ..kernels.types import Config, DeviceLimits, Workload
 from .exam import SHORT, Effort, Exam, Findings, Progress, unexplained
 from .findings import CheckResult, Fault, check_fact, tally_of
 
@@ -205,23 +205,32 @@ def ban(engine: Engine, faults: Collection[Fault], result: CheckResult) -> None:
 
 
 def rule_out(
-    rules: Rules, fault: Fault, limits: DeviceLimits, together: Collection[str], kind: str | None
+    rules: Rules,
+    fault: Fault,
+    limits: DeviceLimits,
+    together: Collection[str],
+    kind: str | None,
+    workloads: Collection[Workload] = (),
 ) -> tuple[Rules, str]:
     """``rules`` that forbid what was at fault, and what they forbid in words.
 
-    The variant, if another one (of ``kind``, where one was asked for) can run the workload, and all
-    of the operations ``together`` can still read a weight in one place. Else the configuration.
+    The variant, if other ones (of ``kind``, where one was asked for) can run the workload and the
+    others of the operation among the model's ``workloads``, as far as these can run now, and all of
+    the operations ``together`` can still read a weight in one place. Else the configuration.
     """
     workload, config = fault.workload, fault.config
     op, name = workload.op, config.variant
     why = Ban(f"{fault.place}: {fault.message}", "check", SPECS[op].digest(), now())
-    without, can = rules.ban(op, name, why), Capabilities(limits)
-    others = [
-        variant
-        for variant in without.left(op)
-        if kind in (None, variant.kind) and isinstance(can.find_variant(workload, variant), Config)
-    ]
-    if others and (op not in together or places(without, limits, together)):
+    without = rules.ban(op, name, why)
+    before, after = Capabilities(limits, rules), Capabilities(limits, without)
+
+    def loses(other: Workload) -> bool:
+        return not isinstance(after.find(other, kind), Config) and (
+            other == workload or isinstance(before.find(other, kind), Config)
+        )
+
+    concerned = {workload, *(other for other in workloads if other.op == op)}
+    if not any(map(loses, concerned)) and (op not in together or places(without, limits, together)):
         return without, f"{op}={name}"
     return rules.ban_config(workload, config, why), f"{workload} {config}"
 

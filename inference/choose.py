@@ -73,9 +73,9 @@ class Chooser:
         device: str = "this device",
     ) -> None:
         self.store, self.driver, self.limits, self.variants = store, driver, limits, variants
-        self.abilities = Abilities(limits, variants, device)
         #: Bans and pins; what was asked for with ``--variant`` goes before a pin.
         self.rules = read_rules(store, driver).under(variants)
+        self.abilities = Abilities(limits, variants, device, self.rules)
         self._readable: dict[tuple[Workload, str], bool] = {}
         self._banned: set[tuple[Workload, Config]] = set()
         self._bounded: dict[Workload, tuple[DeviceLimits, str]] = {}
@@ -235,7 +235,8 @@ class Chooser:
             return ruled
         spec, limits = SPECS[workload.op], self._limits(workload)
         kind = self.abilities.kind(workload, layout)
-        can = Capabilities(limits) if workload in self._bounded else self.abilities.capabilities
+        bounded = workload in self._bounded
+        can = Capabilities(limits, self.rules) if bounded else self.abilities.capabilities
         config: Config | None = None
         if layout is not None or kind is None:
             config = spec.safe(workload, limits, layout)
@@ -247,7 +248,7 @@ class Chooser:
         found = can.find(workload, kind, layout)
         if isinstance(found, Config):
             return found
-        reason = self._bounded[workload][1] if workload in self._bounded else found.reason
+        reason = self._bounded[workload][1] if bounded else found.reason
         raise self.abilities.refusal([Missing(workload, kind, reason)])
 
     def _ruled(

@@ -16,6 +16,7 @@ import numpy as np
 from . import SPECS
 from .feasible import Infeasible
 from .near import VARYING, distance
+from .rules import Rules
 from .space import Space, nearer
 from .spec import KernelSpec
 from .types import Config, DeviceLimits, Variant, Workload
@@ -70,25 +71,28 @@ class Cell:
 
 
 class Capabilities:
-    """What a device with ``limits`` can run. Answers are kept."""
+    """What a device with ``limits`` can run, and may under ``rules``. Answers are kept."""
 
-    def __init__(self, limits: DeviceLimits) -> None:
-        self.limits = limits
+    def __init__(self, limits: DeviceLimits, rules: Rules | None = None) -> None:
+        self.limits, self.rules = limits, rules or Rules()
         self._found: dict[tuple[Workload, str, str | None], Config | Infeasible] = {}
 
     def find(
         self, workload: Workload, kind: str | None = None, layout: str | None = None
     ) -> Config | Infeasible:
         """A configuration that can run, of one kind of variant and in one layout where they are
-        given; else what the one that is nearest to running breaks."""
+        given; else what the one that is nearest to running breaks, of those that may."""
+        kinds = {variant.kind for variant in SPECS[workload.op].variants}
+        if kind is not None and kind not in kinds:
+            return Infeasible(f"it has no {kind} variant")
         broken: Infeasible | None = None
-        for variant in SPECS[workload.op].variants:
+        for variant in self.rules.left(workload.op):
             if kind in (None, variant.kind):
                 found = self.find_variant(workload, variant, layout)
                 if isinstance(found, Config):
                     return found
                 broken = nearer(broken, found)
-        return broken or Infeasible(f"it has no {kind} variant")
+        return broken or Infeasible(self.rules.why(workload))
 
     def find_variant(
         self, workload: Workload, variant: Variant, layout: str | None = None
@@ -96,8 +100,22 @@ class Capabilities:
         """As :meth:`find`, of one variant."""
         key = (workload, variant.name, layout)
         if key not in self._found:
-            self._found[key] = _find(workload, variant, self.limits, layout)
+            self._found[key] = self._find(workload, variant, layout)
         return self._found[key]
+
+    def _find(
+        self, workload: Workload, variant: Variant, layout: str | None
+    ) -> Config | Infeasible:
+        if variant not in self.rules.left(workload.op):
+            return Infeasible(self.rules.why(workload))
+        found = _find(workload, variant, self.limits, layout)
+        if not isinstance(found, Config) or self.rules.allows(workload, found, self.limits):
+            return found
+        left = self.rules.safe(
+            workload, self.limits, layout=layout, also=lambda each: each.variant == variant.name
+        )
+        why = self.rules.why(workload) or "bans leave nothing of the conversions that it needs"
+        return left or Infeasible(why)
 
     def kind(
         self, request: VariantRequest, workload: Workload, layout: str | None = None
@@ -146,7 +164,12 @@ class Capabilities:
                 yield Alternative(other, found, "dtype", f"{tag}={dtype}")
 
     def _smaller(self, workload: Workload) -> Iterator[Alternative]:
-        """The largest of each size that varies at run time that can run."""
+        """The largest of each size that varies at run time that can run.
+
+        None where configurations were wrong: no other size makes the kernel right.
+        """
+        if self.rules.wrong(workload):
+            return
         sizes = dict(workload.items)
         for name in VARYING:
             high = sizes.get(name)

@@ -178,6 +178,10 @@ class Rules:
                 found[name] = needed, made
         return found
 
+    def wrong(self, workload: Workload) -> list[Config]:
+        """The configurations that are banned for ``workload`` alone."""
+        return [config for other, config in self.configs if other == workload]
+
     def of_ops(self, ops: Iterable[str]) -> Rules:
         """Those that are about ``ops``."""
         wanted = set(ops)
@@ -250,7 +254,7 @@ class Rules:
             yield spec.safe(workload, limits, layout)
         elif (config := spec.safe_of_kind(workload, limits, kind)) is not None:
             yield config
-        banned = [config for other, config in self.configs if other == workload]
+        banned = self.wrong(workload)
         left = self.left(workload.op)
         if not self or not left or len(banned) >= MOST_WRONG:
             return

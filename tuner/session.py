@@ -103,8 +103,11 @@ class TuningRun:
     ) -> None:
         self.store, self.info, self.level, self.force = store, info, level, force
         self.progress, self.seed, self.reach = progress, seed, reach
-        self.variants, self._capabilities = variants or VariantRequest(), Capabilities(info)
+        self.variants = variants or VariantRequest()
         self.rules = read_rules(store, info.driver_key).under(self.variants)
+        self._capabilities = Capabilities(info, self.rules)
+        self._fallen: set[Workload] = set()
+        self._fallen = self._fall_together([*uses, *others])
         self.record = Record(store, info.driver_key, str(self.variants), run)
         limits = [s for s in (level.seconds, seconds) if s is not None]
         self.budget = min(limits) if limits else None
@@ -363,7 +366,19 @@ class TuningRun:
         fits = fits and self.rules.allows(workload, config, self.info)
         return fits and spec.check(workload, config, self.info) is None
 
+    def _fall_together(self, uses: Sequence[Use]) -> set[Workload]:
+        """What can't have the kind that was asked of all operations, as something that reads the
+        same weights can't."""
+        fallen = {
+            use.group
+            for use in uses
+            if self.variants.kind(use.workload.op) and self._kind(use.workload) is None
+        }
+        return {use.workload for use in uses if use.group in fallen - {None}}
+
     def _kind(self, workload: Workload) -> str | None:
+        if workload in self._fallen:
+            return None
         return self._capabilities.kind(self.variants, workload)
 
     def _may_run(self, workload: Workload, config: Config) -> bool:

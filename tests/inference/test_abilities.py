@@ -16,14 +16,19 @@ from hypothesis import strategies as st
 
 import clk_engine
 from clk_run import Limits
+from clkiln.api import TuningJob
+from clkiln.cache.store import Store
 from clkiln.errors import ContextLengthError, UnsupportedOperation
+from clkiln.harness.rules import write_rules
 from clkiln.inference.abilities import Abilities
 from clkiln.inference.engine import Engine
 from clkiln.kernels import SPECS
+from clkiln.kernels.rules import Ban, Rules
 from clkiln.kernels.types import Config, Workload
 from clkiln.kernels.variants import VariantRequest
 from clkiln.runtime.device import Device
 from clkiln.runtime.memory import MemoryBudget
+from clkiln.tuner.session import TuningRun
 
 #: What a device without images reports.
 NO_IMAGES: dict[str, Any] = {
@@ -290,6 +295,69 @@ def test_the_longest_context(limit: int, most: int) -> None:
         assert broken.workload.size("ctx") > fitting
     if broken is None:
         assert longest == limit
+
+
+# -- bans and pins ---------------------------------------------------------------------------------
+
+#: Texels of an image buffer, 8 of which a position takes: 600 of them, and no bucket of 2048.
+TEXELS = 8 * 600
+FORCED = {
+    "ban": Rules().ban("attention_decode", "buffer", Ban("found to be wrong")),
+    "pin": Rules().pin("attention_decode", "image"),
+}
+SAID = {
+    "ban": "attention_decode=buffer is banned for this driver (found to be wrong)",
+    "pin": "attention_decode=image is pinned for this driver",
+}
+
+
+def ruled(path: Path, device: Device, rules: Rules) -> Path:
+    """A cache file with ``rules`` for the driver of ``device``."""
+    with Store.open(path) as store:
+        write_rules(store, device.info.driver_key, rules)
+    return path
+
+
+@pytest.mark.parametrize("how", FORCED)
+def test_what_rules_leave_bounds_the_context(
+    long_model: Path, tmp_path: Path, taken: list[str], how: str
+) -> None:
+    """It is known at the start, and not where the variant that is left ends."""
+    device = pretending(image_max_buffer_size=TEXELS)
+    cache = ruled(tmp_path / "cache.sqlite", device, FORCED[how])
+    with refused(taken, path=long_model, device=device, cache=cache, ctx_size=601) as (_, line):
+        assert f"image buffer {8 * 601} > {TEXELS} texels, and {SAID[how]}" in line
+        assert line.endswith("nearest that runs: --ctx-size 600")
+    with clk_engine.engine(long_model) as engine:
+        expected = logits(engine, 599, 1)
+    warnings: list[str] = []
+    with clk_engine.engine(long_model, device, cache=cache, warn=warnings.append) as engine:
+        assert engine.runner.limit == 600
+        found = logits(engine, 599, 1)
+        with pytest.raises(ContextLengthError, match="600"):
+            engine.runner.feed([5])
+    for got, want in zip(found, expected, strict=True):
+        assert clk_engine.relative_error(got, want) < 1e-4
+    [line] = [text for text in warnings if text.startswith("the context is 600 positions")]
+    assert SAID[how] in line
+    assert f"{SAID[how]}: clkiln cache rules lists them" in line
+
+
+@pytest.mark.parametrize("how", FORCED)
+def test_contexts_that_rules_leave_nothing_of_are_not_tuned(
+    long_model: Path, tmp_path: Path, how: str
+) -> None:
+    device = pretending(image_max_buffer_size=TEXELS)
+    cache = ruled(tmp_path / "cache.sqlite", device, FORCED[how])
+    with TuningJob(long_model, device, cache) as job:
+        contexts = {
+            use.workload.size("ctx") for use in job.uses if use.workload.op == "attention_decode"
+        }
+        assert contexts == {128, 512}
+        run = TuningRun(job.store, device.info, job.uses, job.level)
+    for task in run.tasks:
+        if task.workload.op == "attention_decode":
+            assert {config.variant for config in task.search.feasible or ()} == {"image"}
 
 
 # -- what to do instead ----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from clkiln.errors import UnsupportedOperation
 from clkiln.kernels import SPECS
 from clkiln.kernels.rules import Ban, Rules
 from clkiln.kernels.types import Config, Workload
-from clkiln.kernels.variants import VariantRequest
+from clkiln.kernels.variants import VariantRequest, choice_fact
 from clkiln.tuner.record import reopen, undone
 from clkiln.tuner.search import Search
 
@@ -116,3 +116,24 @@ def test_the_command_line_goes_before_a_pin(store: Store, tune: Any) -> None:
     device = Synthetic()
     tune(device, variants=VariantRequest.parse(["gemv=buffer", "gemm=buffer", "embedding=buffer"]))
     assert {c.variant for w, c in device.trials if w.op == "gemv"} == {"buffer"}
+
+
+def test_a_kind_that_one_reader_may_not_have_none_of_its_weight_has(
+    store: Store, tune: Any
+) -> None:
+    """As asked of all operations: it is kept where it can run, and a weight lies in one place."""
+    write_rules(store, DRIVER, Rules().ban("gemv", "image", BAN))
+    device = Synthetic()
+    tune(device, variants=VariantRequest.parse(["image"]))
+    kinds = {op: {c.variant for w, c in device.trials if w.op == op} for op in ("gemv", "rmsnorm")}
+    assert kinds == {"gemv": {"buffer"}, "rmsnorm": {"image"}}
+    for group in {use.group for use in USES if use.group}:
+        readers = [use.workload for use in USES if use.group == group]
+        chosen = [
+            Config.parse(
+                str(store.fact(choice_fact("image", w, SPECS[w.op].digest()), driver=DRIVER))
+            )
+            for w in readers
+        ]
+        layouts = {SPECS[w.op].layout(w, c) for w, c in zip(readers, chosen, strict=True)}
+        assert len(layouts) == 1
