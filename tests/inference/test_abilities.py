@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clk_engine
+from clk_cache import write_rules
 from clk_run import Limits
 from clkiln.api import TuningJob
 from clkiln.cache.store import Store
 from clkiln.errors import ContextLengthError, UnsupportedOperation
-from clkiln.harness.rules import write_rules
 from clkiln.inference.abilities import Abilities
 from clkiln.inference.engine import Engine
 from clkiln.kernels import SPECS
