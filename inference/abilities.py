@@ -157,17 +157,20 @@ class Abilities:
             if not broken:
                 longest = min(bucket, limit)
                 continue
-            wrong = [each for each in broken if self.rules.wrong(each.workload)]
-            if wrong:  # and for a bucket that is not quite as long it would be no more right
-                return longest, wrong[0]
             low, high = longest, min(bucket, limit) + 1
-            while high - low > 1:
+            while high - low > 1 and not self._wrong(broken):
                 middle = (low + high) // 2
                 found = self.missing(workloads(middle))
                 low, high = (low, middle) if found else (middle, high)
                 broken = found or broken
-            return low, broken[0]
+            # What is wrong for a context is no more right for one that is not quite as long.
+            wrong = self._wrong(broken)
+            return (longest, wrong[0]) if wrong else (low, broken[0])
         return longest, None
+
+    def _wrong(self, missing: Iterable[Missing]) -> list[Missing]:
+        """Those of which configurations were banned one by one."""
+        return [each for each in missing if self.rules.wrong(each.workload)]
 
 
 def _buckets(limit: int) -> Iterator[int]:

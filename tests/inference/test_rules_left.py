@@ -19,15 +19,18 @@ IMAGES = Limits(features=frozenset({"images", "image_buffers"}))
 DECODE = Workload.of("attention_decode", ctx=2048, heads=1, kv_heads=1, head_dim=8, kv="f32")
 
 
-def test_what_is_wrong_for_a_bucket_is_no_more_right_for_a_part_of_it() -> None:
-    rules, on = Rules(), Limits()
-    while (config := rules.safe(DECODE, on)) is not None:
-        rules = rules.ban_config(DECODE, config, Ban("off by one"))
+@pytest.mark.parametrize("ctx", [2048, 1024])
+def test_what_is_wrong_for_a_context_is_no_more_right_for_a_part_of_it(ctx: int) -> None:
+    """For a bucket, or for where a device's limits end all contexts."""
+    rules, on = Rules(), Limits(max_alloc=32 * ctx)
+    wrong = DECODE.replace(ctx=ctx)
+    while (config := rules.safe(wrong, on)) is not None:
+        rules = rules.ban_config(wrong, config, Ban("off by one"))
     able = Abilities(on, VariantRequest(), "Acme 1000", rules)
     longest, why = able.longest_context(lambda ctx: [DECODE.replace(ctx=ctx)], 8192)
     assert why is not None and "is banned for this driver (off by one)" in why.reason
     assert longest == 512
-    [line] = able.refusal(able.missing([DECODE])).details
+    [line] = able.refusal(able.missing([wrong])).details
     assert "at most" not in line, "nor is that a hint"
 
 
