@@ -13,9 +13,9 @@ import pytest
 import clk_engine
 import clk_sabotage
 from clk_cache import Warnings
-from clkiln.cache.rows import DriverRow
 from clkiln.cache.store import Store
 from clkiln.errors import CacheError, LaunchError, UnsupportedOperation
+from clkiln.harness.ran import note_run
 from clkiln.harness.rules import read_rules
 from clkiln.inference import check as checks
 from clkiln.inference.check import examine
@@ -166,7 +166,7 @@ def test_after_a_new_driver_rather_no_answer_than_a_wrong_one(
 ) -> None:
     """And the next start says so, too."""
     with Store.open(cache) as store:
-        store.put_driver(DriverRow("an older driver", {"name": clk_engine.a_device().info.name}))
+        note_run(store, "an older driver")
     monkeypatch.setattr(checks, "change_rules", full)
     with monkeypatch.context() as planted:
         clk_sabotage.plant(planted, "rmsnorm", behind="\n  y[item] += 1.0f;\n")
