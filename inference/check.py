@@ -19,7 +19,7 @@ from ..kernels import SPECS
 from ..kernels.capability import Capabilities
 from ..kernels.rules import SHARING, Ban, Rules, places
 from ..kernels.types import Config, DeviceLimits, Workload
-from .exam import SHORT, Effort, Exam, Findings, Progress, unexplained
+from .exam import SHORT, Effort, Exam, Findings, Progress, steps_of, unexplained
 from .findings import CheckResult, Fault, check_fact, tally_of
 
 if TYPE_CHECKING:
@@ -188,15 +188,16 @@ def ban(engine: Engine, faults: Collection[Fault], result: CheckResult) -> None:
     """
     chooser = engine.runner.planner.chooser
     together = SHARING if engine.config.tied else SHARING[:2]
+    workloads = {step.workload for step in steps_of(engine.runner)}
     banned: list[dict[str, str]] = []
 
     def add(rules: Rules) -> Rules:
         banned.clear()
         for fault in faults:
-            if not rules.allows(fault.workload, fault.config):
+            if not rules.allows(fault.workload, fault.config, engine.device):
                 continue  # banned with another of the faults, or by another process
             kind = chooser.variants.by_op.get(fault.workload.op)
-            rules, what = rule_out(rules, fault, engine.device, together, kind)
+            rules, what = rule_out(rules, fault, engine.device, together, kind, workloads)
             banned.append({"what": what, "reason": f"{fault.place}: {fault.message}"})
         return rules
 

@@ -29,6 +29,7 @@ from .verify import affordable
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .runner import Runner
 
 #: What is fed: long enough for every bucket of tokens that an effort asks for.
 TEXT = (
@@ -86,6 +87,13 @@ def passes_of(engine: Engine, sizes: Sequence[int], limit: int) -> list[list[int
         passes.append(ids[start : min(start + size, limit)])
         start += size
     return [tokens for tokens in passes if tokens]
+
+
+def steps_of(runner: Runner) -> list[Step]:
+    """What a model launches in any bucket of tokens and of contexts that it and the device have."""
+    contexts = {runner.bucket(c) for c in CONTEXTS if c <= context_bucket(runner.limit)}
+    steps = [s for m in (1, *TOKENS) for c in contexts for s in runner.graph.body(m, c)]
+    return [*steps, *runner.graph.head()]
 
 
 @dataclass
@@ -224,11 +232,8 @@ class Exam:
             self._on_random_inputs(choice, workload)
 
     def _every_choice(self) -> list[Choice]:
-        """What runs in any bucket of tokens and of contexts that the model and the device have."""
-        graph, runner = self.runner.graph, self.runner
-        contexts = {runner.bucket(c) for c in CONTEXTS if c <= context_bucket(runner.limit)}
-        steps = [s for m in (1, *TOKENS) for c in contexts for s in graph.body(m, c)]
-        steps += graph.head()
+        """What runs in any bucket."""
+        steps = steps_of(self.runner)
         every = {step.workload for step in steps}
         missing = {each.workload for each in self.planner.chooser.abilities.missing(every)}
         return self._load([step for step in steps if step.workload not in missing])

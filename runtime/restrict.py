@@ -35,6 +35,7 @@ def restricted(text: str, without: Iterable[str]) -> str:
         for extension in feature.extensions:
             pattern = re.compile(_PRAGMA.format(extension), re.MULTILINE)
             text = pattern.sub(f"#error without {name} there is no {extension}", text)
-            # A compiler that enables what it has by itself, or says that it has it.
-            prelude += f"#pragma OPENCL EXTENSION {extension} : disable\n#undef {extension}\n"
+            # A compiler enables what it has by itself, and warns of what it does not know.
+            disabled = f"#pragma OPENCL EXTENSION {extension} : disable\n#undef {extension}\n"
+            prelude += f"#ifdef {extension}\n{disabled}#endif\n"
     return f"{prelude}#line 1\n{text}" if prelude else text
