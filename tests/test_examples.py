@@ -33,6 +33,7 @@ def test_an_example_runs(name: str) -> None:
     assert expected in out
 
 
+@pytest.mark.long
 def test_a_newer_turn_of_the_chat_reuses_the_older(model_file: Path) -> None:
     """With the real model, as its first lines say."""
     out = run("chat.py", model_file, typed="What is the capital of France?\nAnd of Italy?\n")

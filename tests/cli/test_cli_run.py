@@ -271,7 +271,7 @@ def test_a_forced_kind_is_taken_by_every_operation(run: Call, answer: Any) -> No
     assert all('"variant":"image' in line for line in data["fallbacks"])
 
 
-@pytest.mark.parametrize("command", ["run", "tune"])
+@pytest.mark.parametrize("command", ["run", pytest.param("tune", marks=pytest.mark.long)])
 def test_what_a_device_cannot_run_is_listed(
     call: Call, model: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

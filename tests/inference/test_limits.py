@@ -23,7 +23,7 @@ KINDS = ("buffer", "image")
 #: What a CPU is given hardly needs local memory and no large groups: so PoCL is also told to be a
 #: GPU, whose parameters go to the limits.
 TYPES = ("cpu", "gpu")
-QUICK = {("cl-1.1", "image", "cpu"), ("small", "buffer", "gpu")}
+QUICK = {("small", "image", "gpu")}
 
 
 def told(kind: str) -> Device:

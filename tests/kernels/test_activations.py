@@ -71,7 +71,9 @@ def test_linear_layers_read_every_form(loader: ProgramLoader, text: str, form: i
     verify(loader, workload, config, seed)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 6))]
+)
 def test_a_conversion_copies_and_fills_up(loader: ProgramLoader, seed: int) -> None:
     """To the bit; what no column fills is zero."""
     rng = np.random.default_rng(seed)

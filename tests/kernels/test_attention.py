@@ -48,7 +48,9 @@ def by_definition(workload: Workload, inputs: dict[str, Any]) -> Array:
 
 
 @pytest.mark.parametrize("op", ["attention_decode", "attention_prefill"])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(5, 10))]
+)
 def test_random_shapes_and_positions(runner: Runner, op: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     spec, workload = SPECS[op], random_workload(op, rng)

@@ -42,7 +42,7 @@ def of_variant(spec: KernelSpec, workload: Workload, variant: Variant) -> Iterat
     return (c for c in spec.space(workload, variant.kind) if c.variant == variant.name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.sampled_from(SMALL), limits)
 def test_it_runs_if_any_configuration_does(workload: Workload, device: Limits) -> None:
     spec, can = SPECS[workload.op], Capabilities(device)
@@ -61,7 +61,7 @@ def test_it_runs_if_any_configuration_does(workload: Workload, device: Limits) -
                 assert found.excess > 1, "the device's limit says more than the operation's own"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.sampled_from(SMALL), limits, st.sampled_from([None, "buffer", "image"]))
 def test_what_is_nearest_can_run(workload: Workload, device: Limits, kind: str | None) -> None:
     can, given = Capabilities(device), dict(workload.items)
@@ -87,7 +87,7 @@ def test_what_is_nearest_can_run(workload: Workload, device: Limits, kind: str |
             assert not runs and int(value) < int(given[name])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from([w for w in SMALL if w.op in ("gemv", "gemm", "embedding")]), limits, st.data()
 )

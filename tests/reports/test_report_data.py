@@ -303,7 +303,7 @@ def any_contents() -> st.SearchStrategy[Contents]:
 
 
 @given(any_contents(), st.none() | TEXTS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_whatever_a_file_says_the_report_is_sound(contents: Contents, name: str | None) -> None:
     report = build(contents, name)
     text = json.dumps(report.as_json(), allow_nan=False)
