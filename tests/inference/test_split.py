@@ -29,6 +29,7 @@ from clkiln.inference.gguf import GGUFFile
 from clkiln.inference.graph import MATRIX_OPS, Graph, Step, uses
 from clkiln.inference.kv_cache import BLOCK, DEFAULT_KV
 from clkiln.inference.weights import Weights
+from clkiln.kernels import SPECS
 from clkiln.kernels.types import Workload
 from clkiln.runtime.device import Device
 
@@ -245,6 +246,27 @@ def test_a_large_vocabulary(qwen: Path, kind: str, count: int) -> None:
         }
         largest = max(t.nbytes for t in engine.runner.planner.resident._parts.values())
         assert 50 << 20 < largest <= 128 << 20
+    clk_logits.check(found, EXPECTED["f32"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("type", ["cpu", "gpu"])
+@pytest.mark.parametrize("kind", ["buffer", "image"])
+def test_little_local_memory(qwen: Path, kind: str, type: str) -> None:
+    """48 KiB are enforced at every build and launch; what a GPU is given goes through them."""
+    want = clk_logits.reference(qwen, "f32", (1, 40), 4)
+    device, limits = narrow(find_pocl("debian"), type=type), ["local-48k"]
+    with clk_engine.engine(qwen, device, kv_dtype="f32", variant=[kind], limits=limits) as engine:
+        assert engine.device.local_memory == 48 << 10
+        found = {
+            where: clk_engine.relative_error(got, expected)
+            for where, got, expected in clk_logits.run(engine, want)
+        }
+        used = {
+            SPECS[workload.op].local_memory(workload, choice.config)
+            for workload, choice in engine.runner.planner.choices.items()
+        }
+    assert max(used) <= 48 << 10 and (type == "cpu" or max(used) > 8 << 10)
     clk_logits.check(found, EXPECTED["f32"])
 
 
