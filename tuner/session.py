@@ -9,17 +9,15 @@ from dataclasses import dataclass, field
 
 from ..cache.rows import DriverRow
 from ..cache.store import Store
-from ..errors import UnsupportedOperation
 from ..harness.rules import read_rules
 from ..kernels import SPECS
-from ..kernels.capability import Capabilities
-from ..kernels.spec import KernelSpec
-from ..kernels.types import Config, Workload
+from ..kernels.types import Config
 from ..kernels.uses import Use
 from ..kernels.variants import VariantRequest
 from ..runtime.device import DeviceInfo
 from .alive import check_alive, is_doubtful
 from .levels import Level
+from .permitted import Permitted
 from .process import Worker
 from .record import Record
 from .roofs import ROOF_USES, fitted, read_roof, write_roof
@@ -104,15 +102,13 @@ class TuningRun:
         self.store, self.info, self.level, self.force = store, info, level, force
         self.progress, self.seed, self.reach = progress, seed, reach
         self.variants = variants or VariantRequest()
-        self.rules = read_rules(store, info.driver_key).under(self.variants)
-        self._capabilities = Capabilities(info, self.rules)
-        self._fallen: set[Workload] = set()
-        self._fallen = self._fall_together([*uses, *others])
+        rules = read_rules(store, info.driver_key).under(self.variants)
+        self.permitted = Permitted(info, rules, self.variants, [*uses, *others])
         self.record = Record(store, info.driver_key, str(self.variants), run)
         limits = [s for s in (level.seconds, seconds) if s is not None]
         self.budget = min(limits) if limits else None
         self.roof = read_roof(store, info.driver_key)
-        self.warm = WarmStarts(store, info.driver_key, self._may_run)
+        self.warm = WarmStarts(store, info.driver_key, self.permitted.allows)
         self.result = TuneResult()
         self._start = time.monotonic()
         self.tasks = [self._task(use, force) for use in uses]
@@ -324,69 +320,26 @@ class TuningRun:
 
     def _task(self, use: Use, force: bool) -> Task:
         spec, workload = SPECS[use.workload.op], use.workload
-        kind = self._kind(workload)
-        safe = self._safe(spec, workload, kind)
+        permitted = self.permitted
         known = {} if force else self.record.known(workload, spec.digest())
         # What became infeasible since is no result any more.
-        known = {c: times for c, times in known.items() if self._fits(spec, workload, c)}
+        known = {c: times for c, times in known.items() if permitted.fits(workload, c)}
         tried = {c: statistics.median(times) if times else None for c, times in known.items()}
         old = self.record.inherited(workload, spec.digest(), own=force)
-        if old and not self._may_run(workload, old):
+        if old and not permitted.allows(workload, old):
             old = None
         if old is None and not known:
             old = self.warm.filed(workload)
         starts = spec.starts(workload, self.info)
         search = Search(
-            spec, workload, self.info, kind=kind, rules=self.rules, starts=starts, tried=tried,
-            seed=self.seed,
+            spec, workload, self.info, kind=permitted.kind(workload), rules=permitted.rules,
+            starts=starts, tried=tried, seed=self.seed,
         )  # fmt: skip
-        task = Task(use, search, safe, inherited=old)
+        task = Task(use, search, permitted.safe(workload), inherited=old)
         for config, times in known.items():
-            for seconds in times if self._may_run(workload, config) else ():
+            for seconds in times if permitted.allows(workload, config) else ():
                 task.note(config, seconds)
         return task
-
-    def _safe(self, spec: KernelSpec, workload: Workload, kind: str | None) -> Config:
-        """The safe default, or what the rules leave in its place.
-
-        Raises :class:`~clkiln.errors.UnsupportedOperation` if they leave nothing.
-        """
-        safe = spec.safe(workload, self.info)
-        if kind is not None:
-            safe = spec.safe_of_kind(workload, self.info, kind) or safe
-        if self.rules.allows(workload, safe, self.info):
-            return safe
-        left = self.rules.safe(workload, self.info, kind=kind)
-        if left is None:
-            raise UnsupportedOperation(f"{workload}: nothing to tune: {self.rules.why(workload)}")
-        return left
-
-    def _fits(self, spec: KernelSpec, workload: Workload, config: Config) -> bool:
-        fits = spec.contains(workload, config)
-        fits = fits and self.rules.allows(workload, config, self.info)
-        return fits and spec.check(workload, config, self.info) is None
-
-    def _fall_together(self, uses: Sequence[Use]) -> set[Workload]:
-        """What can't have the kind that was asked of all operations, as something that reads the
-        same weights can't."""
-        fallen = {
-            use.group
-            for use in uses
-            if self.variants.kind(use.workload.op) and self._kind(use.workload) is None
-        }
-        return {use.workload for use in uses if use.group in fallen - {None}}
-
-    def _kind(self, workload: Workload) -> str | None:
-        if workload in self._fallen:
-            return None
-        return self._capabilities.kind(self.variants, workload)
-
-    def _may_run(self, workload: Workload, config: Config) -> bool:
-        """Whether ``config`` fits and is of the kind that was asked for."""
-        spec = SPECS[workload.op]
-        if not self._fits(spec, workload, config):
-            return False
-        return self._kind(workload) in (None, spec.variant(config.variant).kind)
 
     def _progress(self, task: Task) -> Progress:
         tasks = [t for t in self.tasks if t.best_time() and t.default_time]

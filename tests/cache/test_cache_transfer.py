@@ -1,4 +1,4 @@
-"""Exports and merges: nothing lost, nothing believed, the same result in any order."""
+"""Exports: nothing lost, and nothing believed of what comes in."""
 
 from __future__ import annotations
 
@@ -6,139 +6,23 @@ import base64
 import hashlib
 import json
 import random
-import signal
 import sqlite3
-from collections.abc import Callable
-from dataclasses import fields, replace
-from itertools import permutations
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 import clk_cache as kit
+from clk_learnt import described, few
 from clkiln.cache import codec, exchange
 from clkiln.cache.exchange import read_export, write_export
 from clkiln.cache.learnt import FactRow, Learnt, ProgramRow, merge
 from clkiln.cache.merging import read_learnt
-from clkiln.cache.rows import DriverRow, RunRow, TrialRow
+from clkiln.cache.rows import DriverRow, TrialRow
 from clkiln.cache.store import Store
 from clkiln.errors import CacheError
-
-few = settings(kit.quick, max_examples=15)
-#: JSON has no infinity, and an export leaves such a value out.
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-1, 1) | kit.texts,
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(kit.texts, inner, max_size=2),
-    max_leaves=4,
-)
-
-#: Few values each, so that rows of different files meet.
-stamps = st.sampled_from([f"2026-01-0{day}T00:00:00Z" for day in range(1, 4)])
-names = st.sampled_from(["a", "b"])
-times = st.sampled_from([0.5, 1.0, 2.0])
-infos = st.dictionaries(kit.texts, values, max_size=2)
-rows = st.builds(
-    Learnt,
-    drivers=st.lists(
-        st.builds(DriverRow, driver=names, info=infos, first_seen=stamps), max_size=3
-    ).map(tuple),
-    best=st.lists(
-        st.builds(
-            kit.some_best, workload=names, driver=names, digest=names, config=names, time=times,
-            complete=st.booleans(), updated=stamps,
-        ),
-        max_size=5,
-    ).map(tuple),
-    trials=st.lists(
-        st.builds(
-            kit.some_trial, workload=names, driver=names, config=names,
-            time=st.none() | times, message=kit.texts, created=stamps,
-        ),
-        max_size=5,
-    ).map(tuple),
-    facts=st.lists(
-        st.builds(FactRow, name=names, driver=names, value=values, updated=stamps),
-        max_size=4,
-    ).map(tuple),
-    programs=st.lists(
-        st.builds(
-            lambda key, payload, **rest: ProgramRow(
-                key, sha256=codec.seal(key, payload), payload=payload, **rest
-            ),
-            key=names, payload=st.binary(max_size=9), label=names, driver=names, created=stamps,
-        ),
-        max_size=3,
-    ).map(tuple),
-)  # fmt: skip
-#: As a file must be: every driver is described.
-described = rows.map(
-    lambda r: merge([r, Learnt(tuple(DriverRow(d, {}, "2026-01-09T00:00:00Z") for d in "ab"))])
-)
-
-
-def content(store: Store) -> list[Any]:
-    """All that readers see of what was merged, ids included."""
-    other = [store.best_of_other_driver(w, d, "c") for w in "ab" for d in "ab"]
-    found = [store.drivers(), store.best_rows(), other]
-    table = "SELECT * FROM binaries ORDER BY key"
-    return [*found, store.trials(), store.facts(), store._connection.execute(table).fetchall()]
-
-
-def filled(local: Learnt) -> Store:
-    """A store in memory that made ``local`` itself: its trials belong to runs."""
-    store = kit.memory_store()
-    for name in "ab":
-        store.start_run(RunRow("model", "fast", name))
-    store.merge(local)
-    store._connection.execute("UPDATE trials SET run = 1 + id % 2")
-    return store
-
-
-@few
-@given(rows, st.lists(rows, max_size=3))
-def test_the_order_of_merging_does_not_count(local: Learnt, parts: list[Learnt]) -> None:
-    found = []
-    for order in permutations(parts):
-        with filled(local) as store:
-            for part in order:
-                store.merge(part)
-            found.append(content(store))
-    with filled(local) as store:
-        store.merge(merge(parts))
-        found.append(content(store))
-        for part in parts:
-            assert not any(store.merge(part).values()), "once more is nothing new"
-        found.append(content(store))
-    assert all(each == found[0] for each in found)
-
-
-@few
-@given(rows, rows)
-def test_nothing_is_lost_in_a_merge(local: Learnt, more: Learnt) -> None:
-    with filled(local) as store:
-        before = store.trials()
-        store.merge(more)
-        learnt = store.learnt(programs=True)
-        trials, known = store.trials(), set(map(repr, before))
-    plain = [repr(replace(row, id=None)) for row in trials if row.run is not None]
-    assert sorted(plain) == sorted(repr(replace(row, id=None)) for row in before)
-    assert {repr(replace(row, run=None, id=None)) for row in trials} == {
-        repr(row) for row in (*merge([local]).trials, *more.trials)
-    }
-    assert len(known) == len(before)
-    for table, key in (("best", lambda r: (r.workload, r.driver, r.digest)),
-                       ("facts", lambda r: (r.name, r.driver)),
-                       ("programs", lambda r: r.key), ("drivers", lambda r: r.driver)):  # fmt: skip
-        wanted = {key(row) for row in (*getattr(local, table), *getattr(more, table))}
-        assert [key(row) for row in getattr(learnt, table)] != [] or not wanted
-        assert {key(row) for row in getattr(learnt, table)} == wanted
-    for row in learnt.best:
-        same = [r for r in (*local.best, *more.best) if r.workload == row.workload
-                and r.driver == row.driver and r.digest == row.digest]  # fmt: skip
-        assert (row.complete, row.updated) == max((r.complete, r.updated) for r in same)
 
 
 @few
@@ -373,73 +257,6 @@ def test_any_bit_that_turns_is_a_row_less_or_a_clear_error(tmp_path: Path) -> No
         assert list(exchange._lines(exchange._acceptable(found)))
         less += sum(found.counts().values()) < sum(whole.counts().values())
     assert less > 10 and errors > 10
-
-
-def _deny(store: Store) -> None:
-    """What comes after the first rows fails."""
-    store._connection.execute(
-        "CREATE TEMP TRIGGER no BEFORE INSERT ON main.trials BEGIN SELECT RAISE(ABORT, 'no'); END"
-    )
-
-
-def _full(store: Store) -> None:
-    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")
-
-
-@pytest.mark.parametrize("hurt", [_deny, _full])
-def test_a_merge_that_fails_changes_nothing(tmp_path: Path, hurt: Callable[[Store], None]) -> None:
-    path = tmp_path / "x.sqlite"
-    path.write_bytes(kit.filled())
-    trials = tuple(kit.some_trial(config=f"{i}" * 900, created=codec.now()) for i in range(90))
-    best = tuple(kit.some_best(workload=f"w{i}", updated="9") for i in range(30))
-    with Store.open(path) as store:
-        before = content(store)
-        hurt(store)
-        with pytest.raises(CacheError):
-            store.merge(Learnt(best=best, trials=trials))
-        assert content(store) == before
-
-        def refuse(name: str, values: list[Any]) -> Any:
-            raise CacheError("contradiction")
-
-        with pytest.raises(CacheError, match="contradiction"):
-            store.merge(Learnt(best=best, facts=(FactRow("f", "d", 1, "9"),)), refuse)
-        assert content(store) == before
-
-
-def test_a_merge_that_is_killed_changes_nothing(tmp_path: Path) -> None:
-    script = """
-        import os, signal, sys
-        from pathlib import Path
-        from clkiln.cache.learnt import Learnt
-        from clkiln.cache.rows import TrialRow
-        from clkiln.cache.store import Store
-
-        store = Store.open(Path(sys.argv[1]))
-        store._connection.execute("PRAGMA cache_size = 1")  # pages reach the file before the end
-        store._connection.create_function("kill", 0, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        store._connection.execute(
-            "CREATE TEMP TRIGGER t AFTER INSERT ON main.trials WHEN new.config = '200'"
-            " BEGIN SELECT kill(); END"
-        )
-        stamps = ["0001-01-01T00:00:00Z"] * 300
-        rows = [TrialRow("w", "d", "g", f"{i}", "ok", created=s) for i, s in enumerate(stamps)]
-        store.merge(Learnt(trials=tuple(rows)))
-    """
-    path = tmp_path / "x.sqlite"
-    path.write_bytes(kit.filled())
-    with Store.open(path) as store:
-        before = content(store)
-    process = kit.start_python(script, path)
-    assert process.communicate(timeout=60) == ("", "")
-    assert process.returncode == -signal.SIGKILL
-    assert path.with_name("x.sqlite-journal").exists()
-    with Store.open(path, warn=pytest.fail) as store:
-        assert content(store) == before
-    connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
-    connection.close()
 
 
 def test_every_column_of_a_row_moves() -> None:

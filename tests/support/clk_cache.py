@@ -139,3 +139,13 @@ def start_python(script: str, *args: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def fill_the_disk(store: Store) -> None:
+    """No page more fits into the file."""
+    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def write_protect(store: Store) -> None:
+    store._connection.execute("PRAGMA query_only = ON")
