@@ -12,16 +12,13 @@ from pathlib import Path
 import pytest
 
 import clk_cache as kit
+from clk_given import as_root, posix
 from clkiln import trust
 from clkiln.cache.store import Store
 from clkiln.cache.verify import verify
 from clkiln.errors import CacheError
 
 ROOT = Path(__file__).resolve().parents[2]
-posix = pytest.mark.skipif(os.name != "posix", reason="modes and owners are POSIX's")
-as_root = pytest.mark.skipif(
-    os.name != "posix" or os.geteuid() != 0, reason="only root gives files to others"
-)
 #: A user and a group that own nothing here, nobody's in particular.
 OTHER = 54321
 

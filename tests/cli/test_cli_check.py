@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ import clk_engine
 import clk_sabotage
 from clk_cli import Result
 from clk_pocl import working
-from clkiln.kernels import rules
-from clkiln.runtime.device import Device
+from clkiln.kernels import SPECS, rules
+from clkiln.runtime.device import Device, list_devices
 
 Call = Callable[..., Result]
 
@@ -71,36 +72,48 @@ def test_what_cannot_be_replaced_ends_with_1(
     assert all(len(line) <= 80 or "{" in line for line in result.out.splitlines())
 
 
-def test_two_devices(
-    call: Call, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_dir: Path
-) -> None:
-    """Sound ones part nowhere; of a kernel that is wrong on one, the reference says on which."""
+@pytest.fixture
+def twin(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """A second device: the first one's compiler under another name, and with a GPU's parameters."""
     one = clk_engine.a_device()
-    others = [device for device in working() if device.info.index != one.info.index]
-    if not others:
-        # A device against itself is refused, and no stand-in has a compiler of its own.
-        pytest.skip("comparing needs two drivers that compile: pocl-opencl-icd, clkiln[intel]")
-    unlike = (device for device in others if is_pocl(device) != is_pocl(one))
-    two, cache = next(unlike, others[0]), clk_engine.own_cache(tmp_path / "x.sqlite")
-    options = ["--device", one.info.selector, "--cache", cache]
-    options += ["--against", two.info.selector]
-    result = call("check", model, *options)
+    info = replace(one.info, index=99, name="Twin 1000", type="gpu")
+    found = [*list_devices(), Device(info, one.handle)]
+    monkeypatch.setattr("clkiln.runtime.device.list_devices", lambda: found)
+    return found[-1]
+
+
+def against(call: Call, model: Path, cache: Path, two: Device, *options: str) -> Result:
+    """The tests' device, compared with ``two``."""
+    device = ["--device", clk_engine.a_device().info.selector]
+    own = ["--cache", clk_engine.own_cache(cache)]
+    return call("check", model, *device, *own, "--against", two.info.selector, *options)
+
+
+def test_sound_devices_part_nowhere(call: Call, model: Path, tmp_path: Path, twin: Device) -> None:
+    """One of another driver where there is one, so that what two compilers make is compared."""
+    [one, *others] = working()
+    unlike = [device for device in others if is_pocl(device) != is_pocl(one)]
+    result = against(call, model, tmp_path / "x.sqlite", [*unlike, *others, twin][0])
     assert result.code == 0 and "they part nowhere" in result.out
     assert all(len(line) <= 80 for line in result.out.splitlines())
-    if is_pocl(one) == is_pocl(two):
-        return
+
+
+def test_where_two_devices_part(
+    call: Call, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twin: Device
+) -> None:
+    """Of a kernel that is wrong on one, the reference says on which."""
+    spec, one = SPECS["attention_decode"], clk_engine.a_device().info
     clk_sabotage.plant(
-        monkeypatch, "attention_decode", behind="\n#ifdef POCL_DEVICE_ADDRESS_BITS\n"
-        "  if (item == 0) out[head * HEAD_DIM] += 1.0f;\n#endif\n",
+        monkeypatch, spec.op, behind="\n  if (item == 0) out[head * HEAD_DIM] += 1.0f;\n",
+        where=lambda w, config: spec.safe(w, one) != config == spec.safe(w, twin.info),
     )  # fmt: skip
-    result = call("check", model, *options, "--json")
+    result = against(call, model, tmp_path / "x.sqlite", twin, "--json")
     data = json.loads(result.out)
     assert result.code == 1 and not data["ok"]
     first = data["first"]
     assert first["op"] == "attention_decode" and first["place"].startswith("blk.0")
-    right, wrong = sorted(first["errors"])
+    right, wrong = first["errors"]
     assert right < 1e-5 and wrong > 1e-3
-    assert (first["errors"][0] == wrong) == is_pocl(one)
     assert sum(not step["ok"] for step in data["steps"]) >= 2, "each layer's, and no other step"
     assert {s["op"] for s in data["steps"] if not s["ok"]} == {"attention_decode"}
 

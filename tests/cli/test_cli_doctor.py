@@ -16,6 +16,7 @@ import clk_cli
 import clk_devices
 import clk_engine
 from clk_cli import Result
+from clk_given import posix
 from clkiln.cache.paths import cache_file
 from clkiln.cache.store import Store
 from clkiln.cli import checks, doctor, hints
@@ -180,7 +181,7 @@ def test_folders_that_cannot_be_used(
     assert f"{tmp_path}/shut cannot be written: nothing" in said(doctor.examine(), "note")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@posix
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
 def test_a_cache_folder_that_others_can_write(
     call: Call, machine: Callable[..., None], cache_dir: Path, mode: int

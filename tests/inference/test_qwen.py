@@ -33,7 +33,7 @@ MARGIN = 0.1
 
 CODE = (
     "def fibonacci(n: int) -> int:", "    return n if n < 2 else f(n-1) + f(n-2)", "\tif (x!=y) {",
-    "#include <stdio.h>", "std::vector<std::pair<int, float>> v{{1, 2.5f}};", "// TODO: don't",
+    "#include <stdio.h>", "std::vector<std::pair<int, float>> v{{1, 2.5f}};", "// isn't it: don't",
     "SELECT * FROM t WHERE a >= 10_000 AND b LIKE '%x%';", "fn main() { println!(\"{:?}\", x); }",
     "const f = async (a, b) => { await g(a ?? b); };", "print(f'{x!r:>{width}}')", "0xDEADBEEF1234",
     "<div class=\"a-b\">&nbsp;</div>", "kernel void k(global const float4 *x)", "a[i] <<= 3; /**/",

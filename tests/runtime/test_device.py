@@ -37,8 +37,7 @@ NAMES = st.text("abcx: 0123456789-()", min_size=1, max_size=12).map(str.strip).f
 @pytest.fixture(scope="module")
 def present() -> list[Device]:
     devices = list_devices()
-    if not devices:
-        pytest.skip("no OpenCL device on this machine")
+    assert devices, "the pocl extra, which the tests are installed with, brings a device"
     return devices
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clk_devices import make_info, numbered
+from clk_given import posix
 from clk_pocl import a_device
 from clkiln import trust
 from clkiln.cache.store import Store
@@ -106,7 +107,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert known_fault(a_device().info) == ""
 
 
-@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@posix
 def test_a_folder_that_others_can_write(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No verdict of theirs chooses the device, and no link of theirs is written through."""
     info, target = a_device().info, cache_dir.parent / "mine"

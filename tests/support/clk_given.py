@@ -18,3 +18,11 @@ def given(variable: str, what: str) -> Path:
     if not (path.is_file() or path.is_dir()):
         pytest.skip(f"needs {what}: set {variable} to its path")
     return path
+
+
+#: Windows keeps a user's folders to the user by access lists, and clkiln looks at none there.
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no modes and owners to look at")
+as_root = pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0,
+    reason="only root may give a file to another user or group, as CI, which is root, does",
+)
