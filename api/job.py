@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import geometric_mean
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..cache.layered import LayeredStore
@@ -152,12 +151,7 @@ class TuningJob:
     def __enter__(self) -> TuningJob:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         if "store" in self.__dict__:
             self.store.close()
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import clk_engine
 from clkiln.runtime.memory import MemoryBudget
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache file of the test's own, with the session's programs."""
+    return clk_engine.own_cache(tmp_path / "own.sqlite")
 
 
 @pytest.fixture

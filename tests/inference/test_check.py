@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import clk_engine
 import clk_sabotage
 import clkiln
 from clk_cache import Warnings
+from clk_checks import LITTLE, checked, loader
 from clk_tuning import with_roofs
 from clkiln.cache.paths import cache_file
 from clkiln.cache.rows import DriverRow
@@ -29,23 +29,15 @@ from clkiln.inference.findings import CheckResult, check_fact
 from clkiln.kernels import SPECS, rules
 from clkiln.kernels.types import Config, Workload
 
-#: Enough to run each kind of step, and little enough for a test.
-LITTLE = Effort(2, (5, 1), 1e9, random=False, whole=False)
 HEAD = clk_engine.SMALL.get("vocab", 515)
 
 Run = Callable[..., CheckResult]
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return clk_engine.own_cache(tmp_path / "x.sqlite")
-
-
-@pytest.fixture
 def check(cache: Path) -> Iterator[Run]:
     """``check(effort)``: the result; ``check.engine`` is what is left to run."""
-    load = partial(Engine.load, clk_engine.small_model(), clk_engine.a_device(), cache,
-                   check=False, warn=lambda text: None)  # fmt: skip
+    load = loader(cache)
     left: list[Engine] = []
 
     def run(effort: Effort = LITTLE) -> CheckResult:
@@ -219,11 +211,7 @@ def test_without_a_file_to_keep_a_ban_in_nothing_is_replaced(
     clk_sabotage.plant(monkeypatch, "rmsnorm", behind="\n  y[item] += 1.0f;\n")
     path = tmp_path / "x.sqlite"
     path.write_bytes(b"somebody else's file" * 100)
-    load = partial(Engine.load, clk_engine.small_model(), clk_engine.a_device(), path,
-                   check=False, warn=lambda text: None)  # fmt: skip
-    result, engine = examine(load(), load, LITTLE)
-    assert engine is not None
-    engine.close()
+    result = checked(path)
     assert not result.ok and "no cache file" in result.problem and not result.banned
 
 
@@ -238,7 +226,7 @@ def old_driver(path: Path) -> None:
         note_run(store, "an older driver")
 
 
-def checked(cache: Path) -> bool:
+def is_checked(cache: Path) -> bool:
     """Whether a start checks the model."""
     said = Warnings()
     with clk_engine.engine(cache=cache, warn=said.append):
@@ -249,18 +237,18 @@ def test_a_driver_that_another_machine_ran_under_is_none_of_before(cache: Path) 
     """As an import leaves it: only a row that says which one it is."""
     with Store.open(cache) as store:
         store.put_driver(DriverRow("another driver", {"name": "the same device"}))
-    assert not checked(cache)
+    assert not is_checked(cache)
     with Store.open(cache) as store:
         assert RAN not in {fact.name for fact in portable(store.learnt()).facts}
         note_run(store, "another driver+1")
-    assert checked(cache)
+    assert is_checked(cache)
 
 
 def test_a_file_from_before_runs_were_noted(cache: Path) -> None:
     with Store.open(cache) as store:
         store.put_binary("key", b"a program", label="x", driver="an older driver")
         store._connection.execute("DELETE FROM facts WHERE name = ?", (RAN,))
-    assert checked(cache)
+    assert is_checked(cache)
 
 
 def test_a_driver_that_was_replaced_since_the_device_was_shipped(
@@ -270,7 +258,7 @@ def test_a_driver_that_was_replaced_since_the_device_was_shipped(
     info = clk_engine.a_device().info
     own = cache_file(info.name, info.platform)
     old_driver(tmp_path / "system" / own.name)
-    assert not own.exists() and checked(own) and not checked(own)
+    assert not own.exists() and is_checked(own) and not is_checked(own)
 
 
 def test_once_after_a_driver_changed(cache: Path) -> None:
@@ -327,8 +315,7 @@ def test_what_the_model_gets_wrong_after_tuning_is_replaced(
         monkeypatch, "argmax", where=clk_sabotage.variant("buffer"),
         behind="\n  if (item == 0) out[0] ^= 1;\n",
     )  # fmt: skip
-    load = partial(Engine.load, clk_engine.small_model(), clk_engine.a_device(), cache,
-                   check=False, warn=lambda text: None)  # fmt: skip
+    load = loader(cache)
     said = Warnings()
     found = after_tuning(load, said.append)
     assert found and found["ok"] and [each["what"] for each in found["banned"]] == ["argmax=buffer"]

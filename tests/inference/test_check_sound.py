@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import pytest
 
 import clk_engine
 import clk_sabotage
+from clk_checks import checked, loader
 from clkiln.harness.often import OUTLIER, with_outliers
 from clkiln.inference.against import compare_devices
 from clkiln.inference.check import examine
-from clkiln.inference.engine import Engine
 from clkiln.inference.exam import Effort
 from clkiln.inference.launch_view import HostTensor, LaunchView
 from clkiln.inference.plan import BoundStep
@@ -29,28 +28,13 @@ from clkiln.kernels.types import Config, Workload
 EVERYTHING = Effort(2, (5, 1, 40, 1), 1e9)
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    """Of the test's own: a check is kept in it."""
-    return clk_engine.own_cache(tmp_path / "own.sqlite")
-
-
-def checked(path: Path, effort: Effort, **options: Any) -> Any:
-    load = partial(Engine.load, path, clk_engine.a_device(), check=False,
-                   warn=lambda text: None, **options)  # fmt: skip
-    result, engine = examine(load(), load, effort)
-    assert engine is not None
-    engine.close()
-    return result
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("kv", ["f32", "f16"])
 @pytest.mark.parametrize("variant", ["buffer", "image"])
 @pytest.mark.parametrize("name", clk_engine.MODELS)
 def test_sound_kernels(name: str, variant: str, kv: str, cache: Path) -> None:
-    options = {"variant": [variant], "kv_dtype": kv, "cache": cache}
-    result = checked(clk_engine.model(name), EVERYTHING, **options)
+    path = clk_engine.model(name)
+    result = checked(cache, EVERYTHING, path, variant=[variant], kv_dtype=kv)
     assert result.ok and not result.faults, result.faults
     assert result.same and all(each.error < 1e-4 for each in result.logits)
 
@@ -60,9 +44,7 @@ def test_a_matrix_in_pieces_is_checked_piece_by_piece(tmp_path: Path) -> None:
     model = clk_engine.variation(tmp_path / "x.gguf", vocab=9000)
     limits = tmp_path / "limits.json"
     limits.write_text(json.dumps({"max_alloc": 300 << 10}))
-    device = clk_engine.a_device()
-    load = partial(Engine.load, model, device, tmp_path / "x.sqlite", limits=[limits],
-                   check=False, warn=lambda text: None)  # fmt: skip
+    load = loader(tmp_path / "x.sqlite", model, limits=[limits])
     result, engine = examine(load(), load, Effort(1, (5, 1), 1e9, random=False))
     assert engine is not None and result.ok and not result.faults
     assert all(each.error < 1e-5 for each in result.logits)
@@ -95,7 +77,7 @@ def test_conversions_are_checked_and_what_reads_them(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converting(cache)
-    result = checked(clk_engine.small_model(), Effort(2, (5, 1), 1e9), cache=cache)
+    result = checked(cache, Effort(2, (5, 1), 1e9))
     assert result.ok and not result.faults, result.faults
     (conversion,) = [tally for tally in result.operations if tally.op == "to_image"]
     assert conversion.compared == conversion.launches > 8 and conversion.random
@@ -106,7 +88,7 @@ def test_conversions_are_checked_and_what_reads_them(
         instead=("write_imagef(y, (int2)(i, row), texel)",
                  "write_imagef(y, (int2)(i, row), i == 2 ? -texel : texel)"),
     )  # fmt: skip
-    result = checked(clk_engine.small_model(), Effort(2, (5, 1), 1e9, random=False), cache=cache)
+    result = checked(cache, Effort(2, (5, 1), 1e9, random=False))
     assert result.ok and {fault.workload.op for fault in result.faults} == {"to_image"}
     assert [each["what"] for each in result.banned] == ["to_image=image"]
     with clk_engine.engine() as plain:
@@ -188,7 +170,7 @@ def test_outliers_reach_every_octave_and_leave_the_rest() -> None:
 
 
 def test_a_small_context_is_checked_as_far_as_it_goes(cache: Path) -> None:
-    result = checked(clk_engine.small_model(), Effort(), ctx_size=4, cache=cache)
+    result = checked(cache, Effort(), ctx_size=4)
     assert result.ok and result.launches and not result.faults
     assert [each.positions for each in result.logits] == [4]
 
@@ -196,8 +178,7 @@ def test_a_small_context_is_checked_as_far_as_it_goes(cache: Path) -> None:
 def test_an_examined_engine_answers_as_before(cache: Path) -> None:
     with clk_engine.engine() as plain:
         wanted = plain.generate("Hello", temperature=0, max_tokens=4).token_ids
-    load = partial(Engine.load, clk_engine.small_model(), clk_engine.a_device(), cache,
-                   check=False, warn=lambda text: None)  # fmt: skip
+    load = loader(cache)
     _, engine = examine(load(), load, Effort(1, (5, 1), 1e9, random=False))
     assert engine is not None
     with engine:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,9 @@ import pytest
 
 import clk_engine
 import clk_sabotage
+from clk_abilities import pretending
 from clk_cache import Warnings
+from clk_checks import LITTLE, checked, loader
 from clkiln.cache.store import Store
 from clkiln.errors import CacheError, LaunchError, UnsupportedOperation
 from clkiln.harness.ran import note_run
@@ -22,31 +22,11 @@ from clkiln.inference.check import examine
 from clkiln.inference.engine import Engine
 from clkiln.inference.exam import Effort
 from clkiln.inference.exam_budget import Budget
-from clkiln.inference.findings import CheckResult
 from clkiln.inference.plan import BoundStep
 from clkiln.runtime.launch import Launch
-from clkiln.runtime.program import ProgramLoader
+from clkiln.runtime.memory import Tensor
 
 LONG = pytest.mark.long
-LITTLE = Effort(2, (5, 1), 1e9, random=False, whole=False)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return clk_engine.own_cache(tmp_path / "x.sqlite")
-
-
-def loader(cache: Path, **options: Any) -> Callable[[], Engine]:
-    given = {"check": False, "warn": lambda text: None, **options}
-    return partial(Engine.load, clk_engine.small_model(), clk_engine.a_device(), cache, **given)
-
-
-def checked(cache: Path, effort: Effort = LITTLE, **options: Any) -> CheckResult:
-    load = loader(cache, **options)
-    result, engine = examine(load(), load, effort)
-    if engine is not None:
-        engine.close()
-    return result
 
 
 def bans(cache: Path) -> set[tuple[str, str]]:
@@ -103,11 +83,10 @@ def test_a_device_that_is_gone_blames_no_kernel(
 def test_reading_that_fails_is_no_kernels_fault(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: ProgramLoader) -> None:
+    def refuse(tensor: Tensor, *options: object) -> None:
         raise LaunchError("lost while reading")
 
-    monkeypatch.setattr("clkiln.inference.exam.Exam._step_by_step", lambda *_: refuse)
-    monkeypatch.setattr("clkiln.inference.exam.Exam.run", refuse)
+    monkeypatch.setattr(Tensor, "read", refuse)
     result = checked(cache)
     assert result.problem == "the device fails: lost while reading" and result.rounds == 2
     assert bans(cache) == set()
@@ -207,17 +186,9 @@ def test_tokens_far_into_a_chunk_are_compared(
     assert "worst at [" in result.faults[0].message
 
 
-def test_a_context_that_was_shortened_is_checked_as_far_as_it_goes(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dataclasses import replace
-
-    from clkiln.runtime.device import Device
-
-    device = clk_engine.a_device()
-    small = Device(replace(device.info, image_max_buffer_size=5000), device.handle)
-    load = partial(Engine.load, clk_engine.small_model(), small, cache, check=False,
-                   variant=["attention_decode=image"], warn=lambda text: None)  # fmt: skip
+def test_a_context_that_was_shortened_is_checked_as_far_as_it_goes(cache: Path) -> None:
+    small = pretending(image_max_buffer_size=5000)
+    load = loader(cache, device=small, variant=["attention_decode=image"])
     engine = load()
     assert 0 < engine.runner.limit < 1024 and engine.runner.shortened
     result, left = examine(engine, load, Effort(1, (5, 1), 1e9))
